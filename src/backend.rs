@@ -1,0 +1,169 @@
+//! What the CPU and the GPU both can do, so that one driver, and one test body, runs on either.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::linalg::Scalar;
+use crate::reference::baseline::{magnitude::magnitude, wanda::wanda};
+use crate::reference::{
+    ChannelNorms, Method, Prepared, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics,
+    activation, prune,
+};
+
+/// The steps of calibration and pruning that are worth a device. Each has the meaning of the function of the same
+/// name in [`reference`](crate::reference).
+pub trait Backend<T: Scalar>: Sync {
+    /// Running H and drift statistics, wherever they live.
+    type Statistics: Send;
+    /// What the linears of one group share.
+    type Prepared;
+
+    /// For reports: the device and what computes on it.
+    fn describe(&self) -> String;
+
+    /// Prunes every token (row) of `x` (tokens x k).
+    fn prune_activations(&self, x: ArrayViewMut2<T>, sparsity: f64);
+
+    /// Empty statistics for k input channels.
+    fn statistics(&self, k: usize, with_drift: bool) -> Self::Statistics;
+
+    /// Takes in one sequence, dense and sparse input (tokens x k).
+    fn update(&self, statistics: &mut Self::Statistics, dense: ArrayView2<T>, sparse: ArrayView2<T>);
+
+    /// What of Algorithm 1 does not depend on W.
+    ///
+    /// # Errors
+    /// As [`prune::prepare`].
+    fn prepare(
+        &self,
+        statistics: &Self::Statistics,
+        config: &PruneConfig,
+        replay: Replay,
+    ) -> Result<Self::Prepared, PruneError>;
+
+    /// Algorithm 1 on one linear (n x k).
+    ///
+    /// # Errors
+    /// As [`prune::prune`].
+    fn prune(
+        &self,
+        prepared: &Self::Prepared,
+        weight: ArrayView2<T>,
+        config: &PruneConfig,
+        replay: Replay,
+    ) -> Result<Pruned<T>, PruneError>;
+}
+
+/// The reference itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+impl<T: Scalar> Backend<T> for Cpu {
+    type Statistics = Statistics<T>;
+    type Prepared = Prepared<T>;
+
+    fn describe(&self) -> String {
+        format!("CPU reference, {} threads", rayon::current_num_threads())
+    }
+
+    fn prune_activations(&self, x: ArrayViewMut2<T>, sparsity: f64) {
+        activation::prune_activations(x, sparsity);
+    }
+
+    fn statistics(&self, k: usize, with_drift: bool) -> Statistics<T> {
+        Statistics::new(k, with_drift)
+    }
+
+    fn update(&self, statistics: &mut Statistics<T>, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
+        statistics.update(dense, sparse);
+    }
+
+    fn prepare(
+        &self,
+        statistics: &Statistics<T>,
+        config: &PruneConfig,
+        replay: Replay,
+    ) -> Result<Prepared<T>, PruneError> {
+        prune::prepare(statistics, config, replay)
+    }
+
+    fn prune(
+        &self,
+        prepared: &Prepared<T>,
+        weight: ArrayView2<T>,
+        config: &PruneConfig,
+        replay: Replay,
+    ) -> Result<Pruned<T>, PruneError> {
+        prepared.prune(weight, config, replay)
+    }
+}
+
+/// What a [`Method`] gathers about the input of a group of linears.
+pub enum Gathered<T: Scalar, B: Backend<T>> {
+    /// Magnitude: nothing.
+    Nothing(Sparsity),
+    /// Wanda: channel norms.
+    Norms(Sparsity, ChannelNorms<T>),
+    /// SparseGPT: H. DuoGPT: H and the drift.
+    Hessian(PruneConfig, B::Statistics),
+}
+
+/// A [`Method`] ready to prune the linears of one group.
+pub enum Ready<T: Scalar, B: Backend<T>> {
+    /// Magnitude.
+    Magnitude(Sparsity),
+    /// Wanda.
+    Wanda(Sparsity, ChannelNorms<T>),
+    /// SparseGPT and DuoGPT.
+    SecondOrder(PruneConfig, B::Prepared),
+}
+
+impl<T: Scalar, B: Backend<T>> Gathered<T, B> {
+    /// Nothing seen yet, for k input channels.
+    pub fn new(backend: &B, method: &Method, k: usize) -> Self {
+        match *method {
+            Method::Magnitude(sparsity) => Gathered::Nothing(sparsity),
+            Method::Wanda(sparsity) => Gathered::Norms(sparsity, ChannelNorms::new(k)),
+            Method::SparseGpt(config) => Gathered::Hessian(config, backend.statistics(k, false)),
+            Method::DuoGpt(config) => Gathered::Hessian(config, backend.statistics(k, true)),
+        }
+    }
+
+    /// Takes in one sequence, dense and sparse input (tokens x k).
+    pub fn update(&mut self, backend: &B, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
+        match self {
+            Gathered::Nothing(_) => {}
+            Gathered::Norms(_, norms) => norms.update(sparse),
+            Gathered::Hessian(_, statistics) => backend.update(statistics, dense, sparse),
+        }
+    }
+
+    /// Does what does not depend on the weights.
+    ///
+    /// # Errors
+    /// As [`prune::prepare`].
+    pub fn prepare(self, backend: &B) -> Result<Ready<T, B>, PruneError> {
+        Ok(match self {
+            Gathered::Nothing(sparsity) => Ready::Magnitude(sparsity),
+            Gathered::Norms(sparsity, norms) => Ready::Wanda(sparsity, norms),
+            Gathered::Hessian(config, statistics) => {
+                Ready::SecondOrder(config, backend.prepare(&statistics, &config, Replay::default())?)
+            }
+        })
+    }
+}
+
+impl<T: Scalar, B: Backend<T>> Ready<T, B> {
+    /// Prunes one linear (n x k) of the group.
+    ///
+    /// # Errors
+    /// As [`prune::prune`].
+    pub fn prune(&self, backend: &B, weight: ArrayView2<T>) -> Result<Pruned<T>, PruneError> {
+        match self {
+            Ready::Magnitude(sparsity) => magnitude(weight, *sparsity),
+            Ready::Wanda(sparsity, norms) => wanda(weight, norms, *sparsity),
+            Ready::SecondOrder(config, prepared) => {
+                backend.prune(prepared, weight, config, Replay::default())
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The methods DuoGPT is compared with, on the same inputs.
+
+pub mod magnitude;
+pub mod sparsegpt;
+pub mod wanda;

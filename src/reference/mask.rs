@@ -1,0 +1,188 @@
+//! Which weights go: unstructured per block, or N of every M.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ndarray::{Array2, ArrayView2};
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use super::activation::check_fraction;
+use crate::linalg::Scalar;
+
+/// How many weights become zero, and in which pattern.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sparsity {
+    /// The fraction p_w of every block.
+    Unstructured(f64),
+    /// N zeros among every M consecutive columns (in processing order) of every row.
+    NofM {
+        /// Zeros per group.
+        n: usize,
+        /// Columns per group.
+        m: usize,
+    },
+}
+
+impl Sparsity {
+    /// The fraction of zeros asked for.
+    pub fn fraction(self) -> f64 {
+        match self {
+            Sparsity::Unstructured(p) => p,
+            Sparsity::NofM { n, m } => n as f64 / m as f64,
+        }
+    }
+
+    /// Checks the fraction, and for N:M that groups fill `width` (a block, or a whole row) exactly.
+    pub(crate) fn check(self, width: usize) -> Result<(), ConfigError> {
+        match self {
+            Sparsity::Unstructured(p) => check_fraction("weight sparsity", p),
+            Sparsity::NofM { n, m } if n < m && width.is_multiple_of(m) => Ok(()),
+            Sparsity::NofM { n, m } if n < m => Err(ConfigError::Group { n, m, width }),
+            Sparsity::NofM { n, m } => Err(ConfigError::NotNofM { n, m }),
+        }
+    }
+}
+
+impl fmt::Display for Sparsity {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Sparsity::Unstructured(p) => write!(f, "{p}"),
+            Sparsity::NofM { n, m } => write!(f, "{n}:{m}"),
+        }
+    }
+}
+
+impl FromStr for Sparsity {
+    type Err = String;
+
+    /// `"0.5"` or `"2:4"`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hint = || format!("`{text}` is no sparsity: give a fraction such as 0.5, or N:M such as 2:4");
+        let sparsity = match text.split_once(':') {
+            Some((n, m)) => {
+                let number = |text: &str| text.trim().parse().map_err(|_| hint());
+                Sparsity::NofM { n: number(n)?, m: number(m)? }
+            }
+            None => Sparsity::Unstructured(text.trim().parse().map_err(|_| hint())?),
+        };
+        match sparsity {
+            Sparsity::NofM { m, .. } => sparsity.check(m),
+            Sparsity::Unstructured(_) => sparsity.check(0),
+        }
+        .map_err(|error| error.to_string())?;
+        Ok(sparsity)
+    }
+}
+
+impl Serialize for Sparsity {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Sparsity::Unstructured(p) => serializer.serialize_f64(*p),
+            Sparsity::NofM { .. } => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Sparsity {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Fraction(f64),
+            Text(String),
+        }
+        let text = match Either::deserialize(deserializer)? {
+            Either::Fraction(p) => p.to_string(),
+            Either::Text(text) => text,
+        };
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where the cut through a block's scores lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Threshold {
+    /// Prune score <= sorted\[floor(p n B)\]: one more than the fraction says, and all ties; p = 0 still prunes
+    /// one per block. The original code.
+    Inclusive,
+    /// Exactly floor(p n B) per block; equal scores go by position, first row first, then first column.
+    Exact,
+}
+
+impl Threshold {
+    /// The mask (`true` = pruned) of one block of scores (n x B).
+    pub fn select<T: Scalar>(self, score: ArrayView2<T>, p: f64) -> Array2<bool> {
+        let numel = score.len();
+        if numel == 0 {
+            return Array2::default(score.raw_dim());
+        }
+        let index = (numel as f64 * p).floor() as usize;
+        match self {
+            Threshold::Inclusive => {
+                let threshold = *score
+                    .iter()
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .select_nth_unstable_by(index, T::total_order)
+                    .1;
+                score.mapv(|s| s <= threshold)
+            }
+            Threshold::Exact => lowest(&score.iter().copied().collect::<Vec<_>>(), index)
+                .into_shape_with_order(score.raw_dim())
+                .expect("one flag per score"),
+        }
+    }
+}
+
+/// Flags the `count` lowest scores; of equal scores the earlier ones.
+pub fn lowest<T: Scalar>(score: &[T], count: usize) -> ndarray::Array1<bool> {
+    let mut pruned = ndarray::Array1::from_elem(score.len(), false);
+    if count == 0 {
+        return pruned;
+    }
+    let mut order: Vec<usize> = (0..score.len()).collect();
+    // Adding zero folds -0 into +0: the two are equal scores.
+    let key = |&i: &usize| score[i] + T::zero();
+    order.select_nth_unstable_by(count - 1, |a, b| key(a).total_order(&key(b)).then(a.cmp(b)));
+    for &i in &order[..count] {
+        pruned[i] = true;
+    }
+    pruned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    #[test]
+    fn the_inclusive_threshold_takes_one_more_and_all_ties() {
+        let score = array![[1.0, 2.0], [3.0, 4.0]];
+        assert_eq!(Threshold::Inclusive.select(score.view(), 0.5), array![[true, true], [true, false]]);
+        assert_eq!(Threshold::Inclusive.select(score.view(), 0.0), array![[true, false], [false, false]]);
+        let tied = array![[1.0, 1.0], [1.0, 4.0]];
+        assert_eq!(Threshold::Inclusive.select(tied.view(), 0.0), array![[true, true], [true, false]]);
+    }
+
+    #[test]
+    fn the_exact_threshold_takes_the_fraction_and_breaks_ties_by_position() {
+        let tied = array![[1.0, 1.0], [-0.0, 0.0]];
+        assert_eq!(Threshold::Exact.select(tied.view(), 0.0), array![[false, false], [false, false]]);
+        assert_eq!(Threshold::Exact.select(tied.view(), 0.25), array![[false, false], [true, false]]);
+        assert_eq!(Threshold::Exact.select(tied.view(), 0.75), array![[true, false], [true, true]]);
+        // 0.29 * 100 is 28.999999999999996 in f64, for f32 scores too.
+        let hundred = Array2::from_shape_fn((10, 10), |(i, j)| (i * 10 + j) as f32);
+        assert_eq!(Threshold::Exact.select(hundred.view(), 0.29).iter().filter(|m| **m).count(), 28);
+    }
+
+    #[test]
+    fn sparsity_reads_fractions_and_groups_and_refuses_the_rest() {
+        assert_eq!("0.5".parse(), Ok(Sparsity::Unstructured(0.5)));
+        assert_eq!("2:4".parse(), Ok(Sparsity::NofM { n: 2, m: 4 }));
+        for wrong in ["1", "-0.1", "NaN", "4:4", "5:4", "0:0", "half", "2:", "1e400"] {
+            assert!(wrong.parse::<Sparsity>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The algorithm, to be read.
+//!
+//! This module is the yardstick. Every equation of the paper stands here once, in the order in which it is used, in
+//! plain code over `f32` or `f64`; the same text runs the real models. The `f64` instance is the oracle that other
+//! implementations are compared with. The `f32` instance measures how much error arithmetic alone makes. Where the
+//! paper and the original code differ, both exist, and a field of [`PruneConfig`] chooses.
+//!
+//! Read in this order:
+//!
+//! 1. [`activation`] what a linear layer sees at run time: each token's largest entries
+//! 2. [`statistics`] what pruning needs to know of the calibration data
+//! 3. [`order`] which column comes when
+//! 4. [`factor`](mod@factor) from H to L with H^-1 = L L^T
+//! 5. [`score`](mod@score) what the output residual adds: Q, U, a, b, c, D, and the score S
+//! 6. [`mask`] which weights go
+//! 7. [`prune`](mod@prune) Algorithm 1, which puts the six together
+//! 8. [`baseline`] SparseGPT, Wanda and magnitude on the same inputs
+//!
+//! # Notation
+//!
+//! | symbol | shape | meaning |
+//! |---|---|---|
+//! | W | n x k | weight of one linear layer, a row per output channel: y = W x |
+//! | X~ | k x m | dense input: what the layer sees in the original model |
+//! | X^ | k x m | sparse input: what it sees in the model pruned so far, after activation pruning |
+//! | dX = X~ - X^ | k x m | activation difference |
+//! | H = X^ X^T | k x k | Hessian of the layer's objective |
+//! | L | k x k | lower Cholesky factor of the *inverse*: H^-1 = L L^T |
+//! | Q, U, D | k x k | dX X^T L; its strictly upper part; U L^T |
+//! | a, b, c | k | diag(dX dX^T); row sums of U^2; diag(Q) / diag(L) |
+//! | S | n x k | score: the loss that pruning a weight costs |
+//! | p_w, p_x | | weight and activation sparsity: fractions of zeros |
+//! | B | | block size of mask selection and lazy update |
+//!
+//! Activations are stored transposed, a row per token, as a model produces them. "Processing order" is the order of
+//! [`order`]; everything else is in the original column order.
+
+pub mod activation;
+pub mod baseline;
+pub mod factor;
+pub mod mask;
+pub mod order;
+pub mod prune;
+pub mod score;
+pub mod statistics;
+
+use serde::{Deserialize, Serialize};
+
+pub use factor::FactorError;
+pub use mask::{Sparsity, Threshold};
+pub use order::ColumnOrder;
+pub use prune::{Prepared, Pruned, Replay};
+pub use statistics::{ChannelNorms, Drift, Statistics};
+
+/// The factor on the residual correction. The paper has none (1); the original code scales it down.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alpha {
+    /// On a - b + 2c in the score.
+    pub score: f64,
+    /// On D in the update.
+    pub update: f64,
+}
+
+impl Alpha {
+    /// The same factor in both places.
+    pub fn both(alpha: f64) -> Self {
+        Alpha { score: alpha, update: alpha }
+    }
+}
+
+/// Which weights of a block feed D in the update of the columns to its right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LazyUpdate {
+    /// The pruned ones: the paper's Algorithm 1 and the original code.
+    Pruned,
+    /// Each column as it was at its turn, before pruning: what the derivation asks for, and what happens inside
+    /// the block.
+    Compensated,
+}
+
+/// What becomes of the weights of a dead input channel (H_pp = 0: the calibration never saw it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeadChannels {
+    /// Zeroed, as in the original code.
+    Zero,
+    /// Left to the loop, with H_pp = 1 like the rest of the column's statistics: nothing compensates them.
+    Keep,
+}
+
+/// Every choice that the paper leaves open or that the original code makes differently.
+///
+/// With N:M and an order other than natural, the groups lie in processing order, as in the original code; the stored
+/// matrix then has no N:M pattern that hardware could use.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PruneConfig {
+    /// p_w, or N:M.
+    pub weight_sparsity: Sparsity,
+    /// B: columns per block of mask selection and lazy update.
+    pub block_size: usize,
+    /// H += damping * mean(diag H) * I.
+    pub damping: f64,
+    /// Factors on the residual correction.
+    pub alpha: Alpha,
+    /// The order of the columns.
+    pub column_order: ColumnOrder,
+    /// What feeds D across blocks.
+    pub lazy_update: LazyUpdate,
+    /// Where the cut through a block's scores lies.
+    pub threshold: Threshold,
+    /// What becomes of dead input channels.
+    pub dead_channels: DeadChannels,
+    /// A factor on all statistics: 1 (DuoGPT) or 2 (SparseGPT, GPTAQ). Felt only where there are dead channels,
+    /// whose entry 1 it does not scale.
+    pub hessian_scale: f64,
+}
+
+impl PruneConfig {
+    /// The paper: damping 0.1, act-order, no alpha.
+    pub fn paper(weight_sparsity: Sparsity) -> Self {
+        PruneConfig { damping: 0.1, alpha: Alpha::both(1.0), ..Self::upstream(weight_sparsity) }
+    }
+
+    /// The original code's settings: damping 0.05, act-order, alpha 0.125.
+    pub fn upstream(weight_sparsity: Sparsity) -> Self {
+        PruneConfig {
+            weight_sparsity,
+            block_size: 128,
+            damping: 0.05,
+            alpha: Alpha::both(0.125),
+            column_order: ColumnOrder::Hessian,
+            lazy_update: LazyUpdate::Pruned,
+            threshold: Threshold::Inclusive,
+            dead_channels: DeadChannels::Zero,
+            hessian_scale: 1.0,
+        }
+    }
+
+    /// SparseGPT's published settings: damping 0.01, natural order; alpha is without effect.
+    pub fn sparsegpt(weight_sparsity: Sparsity) -> Self {
+        PruneConfig {
+            damping: 0.01,
+            alpha: Alpha::both(0.0),
+            column_order: ColumnOrder::Natural,
+            hessian_scale: 2.0,
+            ..Self::upstream(weight_sparsity)
+        }
+    }
+
+    /// Checks every field, for a layer of k input channels.
+    pub(crate) fn check(&self, k: usize) -> Result<(), ConfigError> {
+        if self.block_size == 0 {
+            return Err(ConfigError::NotPositive { what: "block size", value: 0.0 });
+        }
+        self.weight_sparsity.check(self.block_size)?;
+        if matches!(self.weight_sparsity, Sparsity::NofM { .. }) {
+            self.weight_sparsity.check(k)?;
+        }
+        let finite = [
+            ("damping", self.damping),
+            ("alpha of the score", self.alpha.score),
+            ("alpha of the update", self.alpha.update),
+        ];
+        for (what, value) in finite {
+            if !value.is_finite() || value < 0.0 {
+                return Err(ConfigError::Negative { what, value });
+            }
+        }
+        if !(self.hessian_scale.is_finite() && self.hessian_scale > 0.0) {
+            return Err(ConfigError::NotPositive { what: "Hessian scale", value: self.hessian_scale });
+        }
+        if let ColumnOrder::Interleaved { run } = self.column_order {
+            ColumnOrder::Interleaved { run }.permutation::<f64>(&[], None, self.block_size)?;
+        }
+        Ok(())
+    }
+}
+
+/// Settings that make no sense.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ConfigError {
+    /// A sparsity outside \[0, 1).
+    #[error("{what} {value} is outside [0, 1)")]
+    Fraction {
+        /// Which sparsity.
+        what: &'static str,
+        /// What was given.
+        value: f64,
+    },
+    /// N:M needs 0 <= N < M.
+    #[error("sparsity {n}:{m} needs fewer zeros than columns per group")]
+    NotNofM {
+        /// Zeros per group.
+        n: usize,
+        /// Columns per group.
+        m: usize,
+    },
+    /// M must divide the block size and the number of input channels.
+    #[error(
+        "sparsity {n}:{m}: groups of {m} columns do not divide a width of {width} (M must divide the block size and the input channels)"
+    )]
+    Group {
+        /// Zeros per group.
+        n: usize,
+        /// Columns per group.
+        m: usize,
+        /// The block size or number of input channels that M does not divide.
+        width: usize,
+    },
+    /// The interleaved order's run must divide the block size.
+    #[error("the interleaved order's runs of {run} columns do not divide the block size {block_size}")]
+    Run {
+        /// Columns per run.
+        run: usize,
+        /// B.
+        block_size: usize,
+    },
+    /// Zero, negative or not a number.
+    #[error("{what} {value} must be positive")]
+    NotPositive {
+        /// Which setting.
+        what: &'static str,
+        /// What was given.
+        value: f64,
+    },
+    /// Negative or not a number.
+    #[error("{what} {value} must be a number that is not negative")]
+    Negative {
+        /// Which setting.
+        what: &'static str,
+        /// What was given.
+        value: f64,
+    },
+    /// A replayed order that is none.
+    #[error("the given column order is not a permutation of {k} columns")]
+    NotAPermutation {
+        /// Input channels.
+        k: usize,
+    },
+}
+
+/// Why a layer could not be pruned.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum PruneError {
+    /// Settings that make no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The Hessian has no factor.
+    #[error(transparent)]
+    Factor(#[from] FactorError),
+    /// Two inputs do not fit each other.
+    #[error("the {what} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Which input.
+        what: &'static str,
+        /// Rows and columns that would fit.
+        expected: (usize, usize),
+        /// Rows and columns that were given.
+        found: (usize, usize),
+    },
+    /// NaN or an infinity.
+    #[error("the {what} has a value that is not finite at row {row}, column {column}")]
+    NotFinite {
+        /// Which matrix.
+        what: &'static str,
+        /// Row of the first such value.
+        row: usize,
+        /// Its column.
+        column: usize,
+    },
+}
+
+/// A pruning method with its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", content = "config", rename_all = "lowercase")]
+pub enum Method {
+    /// Second-order pruning with the output-residual correction.
+    DuoGpt(PruneConfig),
+    /// Second-order pruning without it.
+    SparseGpt(PruneConfig),
+    /// Weight magnitude times input norm.
+    Wanda(Sparsity),
+    /// Weight magnitude.
+    Magnitude(Sparsity),
+}
+
+impl Method {
+    /// The name that the command line and the reports use.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Method::DuoGpt(_) => "duogpt",
+            Method::SparseGpt(_) => "sparsegpt",
+            Method::Wanda(_) => "wanda",
+            Method::Magnitude(_) => "magnitude",
+        }
+    }
+
+    /// The weight sparsity asked for.
+    pub fn weight_sparsity(&self) -> Sparsity {
+        match self {
+            Method::DuoGpt(config) | Method::SparseGpt(config) => config.weight_sparsity,
+            Method::Wanda(sparsity) | Method::Magnitude(sparsity) => *sparsity,
+        }
+    }
+
+    /// Whether calibration prunes the activations that the method sees. Wanda and magnitude are calibrated on dense
+    /// activations.
+    pub fn sees_sparse_activations(&self) -> bool {
+        matches!(self, Method::DuoGpt(_) | Method::SparseGpt(_))
+    }
+
+    /// Checks the settings, for a layer of k input channels.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that makes no sense.
+    pub fn check(&self, k: usize) -> Result<(), ConfigError> {
+        match self {
+            Method::DuoGpt(config) | Method::SparseGpt(config) => config.check(k),
+            Method::Wanda(sparsity) | Method::Magnitude(sparsity) => sparsity.check(k),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Algorithm 1: blocks of columns, the loop over a block's columns, and the lazy update of the rest.
+
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis, Zip, s};
+use rayon::prelude::*;
+
+use super::factor::{FactorError, damp, dead_channels, factor, revive_dead_channels};
+use super::mask::{Sparsity, lowest};
+use super::order::inverse;
+use super::score::{Correction, score, score_scale};
+use super::statistics::{Drift, Statistics};
+use super::{ConfigError, DeadChannels, LazyUpdate, PruneConfig, PruneError};
+use crate::linalg::{Scalar, gemm};
+
+/// All that Algorithm 1 needs besides the weights, in processing order. The linears that share an input share it.
+#[derive(Clone, Debug)]
+pub struct Prepared<T> {
+    /// Position to original column (k).
+    pub order: Vec<usize>,
+    /// Dead channels, by original column (k).
+    pub dead: Vec<bool>,
+    /// L^T (k x k, upper): the layout in which the loop walks along rows.
+    pub lt: Array2<T>,
+    /// The residual correction; `None` makes the loop SparseGPT's.
+    pub correction: Option<Correction<T>>,
+    /// The factor of W^2 in the score (k).
+    pub score_scale: Array1<T>,
+}
+
+/// A pruned linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pruned<T> {
+    /// The new weight (n x k), original column order; a pruned weight is +0.
+    pub weight: Array2<T>,
+    /// `true` = pruned (n x k), original column order.
+    pub mask: Array2<bool>,
+    /// S as it was compared (n x k), *processing* order: per block, or per group for N:M, on the weights at that
+    /// moment.
+    pub score: Array2<T>,
+}
+
+/// Another run's decisions, to compare values under the same ones (no comparison of values survives a flipped
+/// mask bit).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Replay<'a> {
+    /// The processing order to use, position to original column (k).
+    pub order: Option<&'a [usize]>,
+    /// The mask to use (n x k), original column order. Scores are still computed.
+    pub mask: Option<ArrayView2<'a, bool>>,
+}
+
+/// Prunes one linear layer: `weight` (n x k) with the statistics of its input (k channels).
+///
+/// # Errors
+/// [`PruneError`]: shapes that do not fit, values that are not finite, settings out of range, or a Hessian that has
+/// no Cholesky factor.
+pub fn prune<T: Scalar>(
+    weight: ArrayView2<T>,
+    statistics: &Statistics<T>,
+    config: &PruneConfig,
+) -> Result<Pruned<T>, PruneError> {
+    prepare(statistics, config, Replay::default())?.prune(weight, config, Replay::default())
+}
+
+/// The part of Algorithm 1 that does not depend on W, in the original code's order: dead channels, permutation,
+/// damping, factor, correction.
+///
+/// # Errors
+/// As [`prune`].
+pub fn prepare<T: Scalar>(
+    statistics: &Statistics<T>,
+    config: &PruneConfig,
+    replay: Replay,
+) -> Result<Prepared<T>, PruneError> {
+    let k = statistics.channels();
+    config.check(k)?;
+    let dead = dead_channels(&statistics.hessian);
+    let (hessian, drift, order) = in_processing_order(statistics, &dead, config, replay.order)?;
+    let l = damped_factor(hessian, config.damping)?;
+    let correction = drift.map(|drift| Correction::new(&drift, l.view()));
+    let with_alpha = correction.as_ref().map(|c| (&c.coefficients, config.alpha.score));
+    let score_scale = score_scale(l.view(), with_alpha);
+    if let Some((column, _)) = score_scale.indexed_iter().find(|(_, s)| !s.is_finite()) {
+        return Err(PruneError::NotFinite { what: "score", row: 0, column: order[column] });
+    }
+    let lt = l.t().as_standard_layout().into_owned();
+    Ok(Prepared { order, dead, lt, correction, score_scale })
+}
+
+/// H (dead channels revived), the drift statistics and the order, the matrices permuted by it.
+pub(crate) fn in_processing_order<T: Scalar>(
+    statistics: &Statistics<T>,
+    dead: &[bool],
+    config: &PruneConfig,
+    forced: Option<&[usize]>,
+) -> Result<(Array2<T>, Option<Drift<T>>, Vec<usize>), PruneError> {
+    let scale = T::of(config.hessian_scale);
+    let mut hessian = &statistics.hessian * scale;
+    revive_dead_channels(&mut hessian, dead);
+    let order = match forced {
+        Some(order) => checked_order(order, dead.len())?,
+        None => {
+            let dxxt = statistics.drift.as_ref().map(|drift| (&drift.dxxt.diag() * scale).to_vec());
+            config.column_order.permutation(&hessian.diag().to_vec(), dxxt.as_deref(), config.block_size)?
+        }
+    };
+    if order.iter().enumerate().any(|(position, &column)| position != column) {
+        hessian = permute_both(hessian.view(), &order);
+    }
+    let drift = statistics.drift.as_ref().map(|drift| Drift {
+        dxxt: permute_both(drift.dxxt.view(), &order) * scale,
+        dxdxt: drift.dxdxt.select(Axis(0), &order) * scale,
+    });
+    Ok((hessian, drift, order))
+}
+
+/// L of the damped Hessian.
+pub(crate) fn damped_factor<T: Scalar>(
+    mut hessian: Array2<T>,
+    damping: f64,
+) -> Result<Array2<T>, FactorError> {
+    damp(&mut hessian, damping);
+    factor(hessian)
+}
+
+fn permute_both<T: Scalar>(a: ArrayView2<T>, order: &[usize]) -> Array2<T> {
+    Array2::from_shape_fn(a.raw_dim(), |(i, j)| a[(order[i], order[j])])
+}
+
+fn checked_order(order: &[usize], k: usize) -> Result<Vec<usize>, ConfigError> {
+    let mut seen = vec![false; k];
+    let fits = order.len() == k && order.iter().all(|&c| c < k && !std::mem::replace(&mut seen[c], true));
+    if fits { Ok(order.to_vec()) } else { Err(ConfigError::NotAPermutation { k }) }
+}
+
+impl<T: Scalar> Prepared<T> {
+    /// Prunes one linear whose input the preparation describes. `config` must be the one of [`prepare`].
+    ///
+    /// # Errors
+    /// As [`prune`].
+    pub fn prune(
+        &self,
+        weight: ArrayView2<T>,
+        config: &PruneConfig,
+        replay: Replay,
+    ) -> Result<Pruned<T>, PruneError> {
+        let (n, k) = weight.dim();
+        let channels = self.order.len();
+        if k != channels {
+            return Err(PruneError::Shape { what: "weight", expected: (n, channels), found: (n, k) });
+        }
+        if let Some(mask) = replay.mask.filter(|mask| mask.dim() != (n, k)) {
+            return Err(PruneError::Shape { what: "mask", expected: (n, k), found: mask.dim() });
+        }
+        check_finite("weight", weight)?;
+
+        let mut w = weight.select(Axis(1), &self.order);
+        if config.dead_channels == DeadChannels::Zero {
+            for (position, &column) in self.order.iter().enumerate() {
+                if self.dead[column] {
+                    w.column_mut(position).fill(T::zero());
+                }
+            }
+        }
+        let forced = replay.mask.map(|mask| mask.select(Axis(1), &self.order));
+        let mut mask = forced.clone().unwrap_or_else(|| Array2::from_elem((n, k), false));
+        let mut scores = Array2::zeros((n, k));
+
+        for start in (0..k).step_by(config.block_size) {
+            let end = (start + config.block_size).min(k);
+            let block = Block::new(self, config, start..end);
+            let columns = s![.., start..end];
+
+            if let Sparsity::Unstructured(p) = config.weight_sparsity {
+                let score = score(w.slice(columns), block.score_scale);
+                if forced.is_none() {
+                    mask.slice_mut(columns).assign(&config.threshold.select(score.view(), p));
+                }
+                scores.slice_mut(columns).assign(&score);
+            }
+
+            let mut e = Array2::zeros((n, end - start)); // E: what each pruning leaves to compensate
+            let mut compensated = Array2::zeros((n, end - start)); // W_j at its turn, before pruning
+            let free = forced.is_none();
+            Zip::from(w.slice_mut(columns).rows_mut())
+                .and(mask.slice_mut(columns).rows_mut())
+                .and(scores.slice_mut(columns).rows_mut())
+                .and(e.rows_mut())
+                .and(compensated.rows_mut())
+                .par_for_each(|w, mask, score, e, compensated| {
+                    block.prune_row(Row { w, mask, score, e, compensated }, config.weight_sparsity, free);
+                });
+
+            // Lazy update of the columns to the right.
+            let (left, mut rest) = w.view_mut().split_at(Axis(1), end);
+            gemm(-1.0, e.view(), self.lt.slice(s![start..end, end..]), 1.0, rest.view_mut());
+            if let Some(correction) = &self.correction {
+                let carried = match config.lazy_update {
+                    LazyUpdate::Pruned => left.slice(columns),
+                    LazyUpdate::Compensated => compensated.view(),
+                };
+                let d = correction.d.slice(s![start..end, end..]);
+                gemm(config.alpha.update, carried, d, 1.0, rest.view_mut());
+            }
+        }
+
+        check_finite("pruned weight", w.view())?;
+        let position = inverse(&self.order);
+        Ok(Pruned {
+            weight: w.select(Axis(1), &position),
+            mask: mask.select(Axis(1), &position),
+            score: scores,
+        })
+    }
+}
+
+/// The square of L^T and D that one block of columns needs, and its part of the score.
+struct Block<'a, T> {
+    lt: ArrayView2<'a, T>,
+    /// alpha_update * D; zero without a correction.
+    d: Array2<T>,
+    score_scale: ArrayView1<'a, T>,
+}
+
+/// One row of the block: what the loop reads and writes.
+struct Row<'a, T> {
+    w: ArrayViewMut1<'a, T>,
+    mask: ArrayViewMut1<'a, bool>,
+    score: ArrayViewMut1<'a, T>,
+    e: ArrayViewMut1<'a, T>,
+    compensated: ArrayViewMut1<'a, T>,
+}
+
+impl<'a, T: Scalar> Block<'a, T> {
+    fn new(prepared: &'a Prepared<T>, config: &PruneConfig, columns: std::ops::Range<usize>) -> Self {
+        let square = s![columns.clone(), columns.clone()];
+        let d = match &prepared.correction {
+            Some(correction) => &correction.d.slice(square) * T::of(config.alpha.update),
+            None => Array2::zeros((columns.len(), columns.len())),
+        };
+        Block { lt: prepared.lt.slice(square), d, score_scale: prepared.score_scale.slice(s![columns]) }
+    }
+
+    /// The column loop for one row:
+    ///
+    /// ```text
+    /// q = W_j where kept, 0 where pruned        e = (W_j - q) / L_jj
+    /// W_{j..} += -e L_{j..,j}^T + W_j D_{j,j..}        (W_j before pruning; afterwards column j holds q)
+    /// ```
+    fn prune_row(&self, mut row: Row<T>, sparsity: Sparsity, free: bool) {
+        for j in 0..row.w.len() {
+            if let Sparsity::NofM { n, m } = sparsity
+                && j % m == 0
+            {
+                let group = s![j..j + m];
+                Zip::from(row.score.slice_mut(group))
+                    .and(row.w.slice(group))
+                    .and(self.score_scale.slice(group))
+                    .for_each(|score, &w, &scale| *score = w * w * scale);
+                if free {
+                    let score = row.score.slice(group).to_vec();
+                    row.mask.slice_mut(group).assign(&lowest(&score, n));
+                }
+            }
+            let w = row.w[j];
+            let q = if row.mask[j] { T::zero() } else { w };
+            let e = (w - q) / self.lt[(j, j)];
+            row.e[j] = e;
+            row.compensated[j] = w;
+            row.w[j] = q;
+            Zip::from(row.w.slice_mut(s![j + 1..]))
+                .and(self.lt.slice(s![j, j + 1..]))
+                .and(self.d.slice(s![j, j + 1..]))
+                .for_each(|rest, &l, &d| *rest += w * d - e * l);
+        }
+    }
+}
+
+pub(crate) fn check_finite<T: Scalar>(what: &'static str, a: ArrayView2<T>) -> Result<(), PruneError> {
+    // Rows in parallel, the first row that offends wins.
+    let bad = a.axis_iter(Axis(0)).into_par_iter().enumerate().find_map_first(|(row, values)| {
+        values.iter().position(|x| !x.is_finite()).map(|column| (row, column))
+    });
+    match bad {
+        Some((row, column)) => Err(PruneError::NotFinite { what, row, column }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,104 @@
+//! What pruning needs to know of the calibration data: H, dX X^T and diag(dX dX^T).
+
+use ndarray::{Array1, Array2, ArrayView2, Axis, Zip};
+
+use crate::linalg::{Scalar, gemm, gram};
+
+/// Running means over the calibration sequences, in the original column order.
+///
+/// One sequence contributes its sum over tokens, and `s` sequences their mean, so after sequence s + 1
+///
+/// $$ H \leftarrow \frac{s}{s+1} H + \frac{1}{s+1} \hat X \hat X^\top $$
+///
+/// and alike for the other two. Any positive multiple gives the same pruned weights, unless a channel is dead
+/// (see [`factor`](super::factor)).
+#[derive(Clone, Debug)]
+pub struct Statistics<T> {
+    /// Sequences seen.
+    pub sequences: usize,
+    /// H = X^ X^T (k x k).
+    pub hessian: Array2<T>,
+    /// How the sparse input differs from the dense one; `None` for methods that do not ask (dX = 0).
+    pub drift: Option<Drift<T>>,
+}
+
+/// The statistics of dX = X~ - X^.
+#[derive(Clone, Debug)]
+pub struct Drift<T> {
+    /// dX X^T (k x k), with X = X^.
+    pub dxxt: Array2<T>,
+    /// diag(dX dX^T) (k).
+    pub dxdxt: Array1<T>,
+}
+
+impl<T: Scalar> Statistics<T> {
+    /// No sequences yet, for k input channels; `with_drift` asks for dX X^T and diag(dX dX^T) too.
+    pub fn new(k: usize, with_drift: bool) -> Self {
+        let drift = with_drift.then(|| Drift { dxxt: Array2::zeros((k, k)), dxdxt: Array1::zeros(k) });
+        Statistics { sequences: 0, hessian: Array2::zeros((k, k)), drift }
+    }
+
+    /// Input channels k.
+    pub fn channels(&self) -> usize {
+        self.hessian.nrows()
+    }
+
+    /// Takes one sequence in. Rows are tokens: `dense` is X~^T and `sparse` X^^T, both tokens x k.
+    ///
+    /// dX is formed before it is multiplied. G - H with G = X~ X^T would cancel.
+    ///
+    /// # Panics
+    /// When the shapes differ from each other or from k.
+    pub fn update(&mut self, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
+        let (keep, add) = running_mean(self.sequences);
+        gram(add, sparse.t(), keep, &mut self.hessian);
+        if let Some(drift) = &mut self.drift {
+            let dx = &dense - &sparse; // tokens x k
+            gemm(add, dx.t(), sparse, keep, drift.dxxt.view_mut());
+            blend(&mut drift.dxdxt, keep, add, dx.view());
+        }
+        self.sequences += 1;
+    }
+}
+
+/// The running mean of one number per input channel: the sum over tokens of x^2. Wanda needs no more than this,
+/// the diagonal of H.
+#[derive(Clone, Debug)]
+pub struct ChannelNorms<T> {
+    /// Sequences seen.
+    pub sequences: usize,
+    /// Mean over sequences of the sum over tokens of x^2 (k).
+    pub square_norms: Array1<T>,
+}
+
+impl<T: Scalar> ChannelNorms<T> {
+    /// No sequences yet, for k input channels.
+    pub fn new(k: usize) -> Self {
+        ChannelNorms { sequences: 0, square_norms: Array1::zeros(k) }
+    }
+
+    /// Takes one sequence (tokens x k) in.
+    ///
+    /// # Panics
+    /// When `x` does not have k columns.
+    pub fn update(&mut self, x: ArrayView2<T>) {
+        let (keep, add) = running_mean(self.sequences);
+        blend(&mut self.square_norms, keep, add, x);
+        self.sequences += 1;
+    }
+}
+
+/// Weights s/(s+1) of what is there and 1/(s+1) of what comes.
+fn running_mean(seen: usize) -> (f64, f64) {
+    let total = (seen + 1) as f64;
+    (seen as f64 / total, 1.0 / total)
+}
+
+/// mean <- keep mean + add diag(X X^T), X given as tokens x k.
+fn blend<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: ArrayView2<T>) {
+    let mut squares = Array1::<T>::zeros(mean.len());
+    for token in x.axis_iter(Axis(0)) {
+        Zip::from(&mut squares).and(&token).for_each(|sum, &x| *sum += x * x);
+    }
+    Zip::from(mean).and(&squares).for_each(|mean, &sum| *mean = T::of(keep) * *mean + T::of(add) * sum);
+}

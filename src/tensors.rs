@@ -1,0 +1,476 @@
+//! safetensors files: reading one by memory map, and writing one tensor by tensor.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::{Mmap, UncheckedAdvice};
+use ndarray::{Array, Array1, Array2, ArrayView2, Dimension, IntoDimension, Ix1, Ix2, Ix3};
+use safetensors::SafeTensors;
+pub use safetensors::tensor::Dtype;
+
+use crate::linalg::Scalar;
+
+/// Why a safetensors file could not be read or written. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The header promises more bytes than there are.
+    #[error("{}: the file is truncated or not a safetensors file ({detail}); fetch it again", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// The header makes no sense.
+    #[error("{}: the safetensors header is malformed ({detail})", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// A tensor is not there.
+    #[error("{}: tensor `{name}` is missing", path.display())]
+    MissingTensor {
+        /// The file, or the directory of a checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor has another shape than the model or format prescribes.
+    #[error("{}: tensor `{name}` has shape {found:?}, expected {expected}", path.display())]
+    ShapeMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What would fit.
+        expected: String,
+        /// What is there.
+        found: Vec<usize>,
+    },
+    /// A tensor has an element type that is not read here.
+    #[error("{}: tensor `{name}` has element type {found:?}, expected {expected}", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What would fit.
+        expected: &'static str,
+        /// What is there.
+        found: Dtype,
+    },
+    /// NaN or an infinity where a number must be.
+    #[error("{}: tensor `{name}` has a value that is not finite at index {index:?}; the file is damaged or its training diverged", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Index of the first such value.
+        index: Vec<usize>,
+    },
+    /// A value does not fit the type it is to be stored in.
+    #[error("{}: tensor `{name}` has the value {value:e} at index {index:?}, too large for {dtype:?}; use another --dtype", path.display())]
+    Overflow {
+        /// The file to be written.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Index of the first such value.
+        index: Vec<usize>,
+        /// The value.
+        value: f64,
+        /// The type asked for.
+        dtype: Dtype,
+    },
+}
+
+impl TensorError {
+    /// An operating system's error, with the file.
+    pub fn io(path: &Path) -> impl FnOnce(io::Error) -> TensorError {
+        let path = path.to_path_buf();
+        move |source| TensorError::Io { path, source }
+    }
+}
+
+/// Where a tensor lies in its file.
+#[derive(Clone, Debug)]
+pub struct TensorInfo {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape, slowest dimension first.
+    pub shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+/// One safetensors file, memory-mapped.
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    tensors: BTreeMap<String, TensorInfo>,
+    /// The header's `__metadata__`.
+    pub metadata: HashMap<String, String>,
+}
+
+impl TensorFile {
+    /// Maps the file and checks its header: every tensor lies inside the file, without overlap or gap.
+    ///
+    /// # Errors
+    /// [`TensorError::Io`], [`Truncated`](TensorError::Truncated), [`Malformed`](TensorError::Malformed).
+    pub fn open(path: &Path) -> Result<Self, TensorError> {
+        let file = File::open(path).map_err(TensorError::io(path))?;
+        // SAFETY: the map is read-only; like every reader of mapped checkpoints we rely on nobody truncating the
+        // file while it is open.
+        let map = unsafe { Mmap::map(&file) }.map_err(TensorError::io(path))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            use safetensors::SafeTensorError::*;
+            let (path, detail) = (path.to_path_buf(), error.to_string());
+            match error {
+                HeaderTooSmall | InvalidHeaderLength | MetadataIncompleteBuffer => {
+                    TensorError::Truncated { path, detail }
+                }
+                _ => TensorError::Malformed { path, detail },
+            }
+        })?;
+        let start = header + 8; // the length of the header stands before it
+        let tensors = metadata
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
+                (name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), bytes })
+            })
+            .collect();
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        Ok(TensorFile { path: path.to_path_buf(), map, tensors, metadata })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names, in lexical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Type and place of one tensor, if it is there.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Type and place of one tensor.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`].
+    pub fn info(&self, name: &str) -> Result<&TensorInfo, TensorError> {
+        let missing = || TensorError::MissingTensor { path: self.path.clone(), name: name.into() };
+        self.get(name).ok_or_else(missing)
+    }
+
+    /// The bytes of one tensor, little-endian, row-major.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`].
+    pub fn bytes(&self, name: &str) -> Result<&[u8], TensorError> {
+        Ok(&self.map[self.info(name)?.bytes.clone()])
+    }
+
+    /// A floating-point tensor (F64, F32, F16 or BF16), rounded to `T`, with any number of dimensions.
+    ///
+    /// # Errors
+    /// Missing, of another element type, of another number of dimensions than `D`, or not finite.
+    fn floats<T: Scalar, D: Dimension>(&self, name: &str) -> Result<Array<T, D>, TensorError> {
+        let info = self.info(name)?;
+        let bytes = self.bytes(name)?;
+        let values =
+            decode(bytes, info.dtype).ok_or_else(|| self.wrong_dtype(name, "F64, F32, F16 or BF16"))?;
+        let array = self.shaped::<T, D>(name, values)?;
+        match array.indexed_iter().find(|(_, x)| !x.is_finite()) {
+            None => Ok(array),
+            Some((index, _)) => Err(TensorError::NotFinite {
+                path: self.path.clone(),
+                name: name.into(),
+                index: index.into_dimension().slice().to_vec(),
+            }),
+        }
+    }
+
+    fn shaped<A, D: Dimension>(&self, name: &str, values: Vec<A>) -> Result<Array<A, D>, TensorError> {
+        let found = self.info(name)?.shape.clone();
+        let wrong = |found| TensorError::ShapeMismatch {
+            path: self.path.clone(),
+            name: name.into(),
+            expected: format!("{} dimensions", D::NDIM.unwrap_or(0)),
+            found,
+        };
+        let array = Array::from_shape_vec(found.clone(), values).map_err(|_| wrong(found.clone()))?;
+        array.into_dimensionality::<D>().map_err(|_| wrong(found))
+    }
+
+    fn wrong_dtype(&self, name: &str, expected: &'static str) -> TensorError {
+        let found = self.tensors[name].dtype;
+        TensorError::Dtype { path: self.path.clone(), name: name.into(), expected, found }
+    }
+
+    /// A vector. Errors as for all typed reads: missing, wrong element type or rank, not finite.
+    #[allow(clippy::missing_errors_doc)]
+    pub fn vector<T: Scalar>(&self, name: &str) -> Result<Array1<T>, TensorError> {
+        self.floats::<T, Ix1>(name)
+    }
+
+    /// A matrix; errors as [`vector`](Self::vector).
+    #[allow(clippy::missing_errors_doc)]
+    pub fn matrix<T: Scalar>(&self, name: &str) -> Result<Array2<T>, TensorError> {
+        self.floats::<T, Ix2>(name)
+    }
+
+    /// Three dimensions; errors as [`vector`](Self::vector).
+    #[allow(clippy::missing_errors_doc)]
+    pub fn cube<T: Scalar>(&self, name: &str) -> Result<Array<T, Ix3>, TensorError> {
+        self.floats::<T, Ix3>(name)
+    }
+
+    /// An I64 matrix or vector, by dimension.
+    ///
+    /// # Errors
+    /// Missing, of another element type, or of another number of dimensions than `D`.
+    pub fn integers<D: Dimension>(&self, name: &str) -> Result<Array<i64, D>, TensorError> {
+        if self.info(name)?.dtype != Dtype::I64 {
+            return Err(self.wrong_dtype(name, "I64"));
+        }
+        let (chunks, _) = self.bytes(name)?.as_chunks::<8>();
+        self.shaped(name, chunks.iter().map(|b| i64::from_le_bytes(*b)).collect())
+    }
+
+    /// A U8 matrix of zeros and ones.
+    ///
+    /// # Errors
+    /// Missing, of another element type, or not a matrix.
+    pub fn flags(&self, name: &str) -> Result<Array2<bool>, TensorError> {
+        if self.info(name)?.dtype != Dtype::U8 {
+            return Err(self.wrong_dtype(name, "U8"));
+        }
+        let flags = self.bytes(name)?.iter().map(|&b| b != 0).collect();
+        self.shaped(name, flags)
+    }
+
+    /// Gives the mapped pages back to the system; a later read fetches them again.
+    pub fn drop_pages(&self) {
+        // SAFETY: the map is a read-only view of a file, so a dropped page comes back with the same content.
+        // A refusal only keeps the pages.
+        let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+    }
+}
+
+/// Little-endian floats of any of the four types, rounded to `T`; `None` for another type.
+fn decode<T: Scalar>(bytes: &[u8], dtype: Dtype) -> Option<Vec<T>> {
+    fn each<const N: usize, T: Scalar>(bytes: &[u8], convert: impl Fn([u8; N]) -> f64) -> Vec<T> {
+        bytes.as_chunks::<N>().0.iter().map(|b| T::of(convert(*b))).collect()
+    }
+    Some(match dtype {
+        Dtype::F64 => each(bytes, f64::from_le_bytes),
+        Dtype::F32 => each(bytes, |b| f32::from_le_bytes(b).into()),
+        Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).into()),
+        Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).into()),
+        _ => return None,
+    })
+}
+
+/// The floating-point types that weights are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FloatType {
+    /// IEEE double.
+    F64,
+    /// IEEE single.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+}
+
+impl FloatType {
+    /// The type of a stored tensor, where it is one of the four.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F64 => Some(FloatType::F64),
+            Dtype::F32 => Some(FloatType::F32),
+            Dtype::BF16 => Some(FloatType::Bf16),
+            Dtype::F16 => Some(FloatType::F16),
+            _ => None,
+        }
+    }
+
+    /// The tag in a safetensors header.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            FloatType::F64 => Dtype::F64,
+            FloatType::F32 => Dtype::F32,
+            FloatType::Bf16 => Dtype::BF16,
+            FloatType::F16 => Dtype::F16,
+        }
+    }
+
+    /// The value of `torch_dtype` in a config.json.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            FloatType::F64 => "float64",
+            FloatType::F32 => "float32",
+            FloatType::Bf16 => "bfloat16",
+            FloatType::F16 => "float16",
+        }
+    }
+
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            FloatType::F64 => 8,
+            FloatType::F32 => 4,
+            FloatType::Bf16 | FloatType::F16 => 2,
+        }
+    }
+
+    /// `x` rounded to this type (nearest, ties to even).
+    pub fn round<T: Scalar>(self, x: T) -> T {
+        match self {
+            FloatType::F64 => x,
+            FloatType::F32 => T::of((x.widen() as f32).into()),
+            FloatType::Bf16 => T::of(bf16::from_f64(x.widen()).into()),
+            FloatType::F16 => T::of(f16::from_f64(x.widen()).into()),
+        }
+    }
+
+    /// The bytes of a matrix, row-major, little-endian, rounded to this type.
+    pub fn encode<T: Scalar>(self, values: ArrayView2<T>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(values.len() * self.size());
+        for x in values.iter().map(|x| x.widen()) {
+            match self {
+                FloatType::F64 => bytes.extend(x.to_le_bytes()),
+                FloatType::F32 => bytes.extend((x as f32).to_le_bytes()),
+                FloatType::Bf16 => bytes.extend(bf16::from_f64(x).to_le_bytes()),
+                FloatType::F16 => bytes.extend(f16::from_f64(x).to_le_bytes()),
+            }
+        }
+        bytes
+    }
+}
+
+/// Writes one safetensors file whose tensors come in any order.
+pub struct TensorWriter {
+    path: PathBuf,
+    file: File,
+    data_start: u64,
+    places: HashMap<String, Range<u64>>,
+}
+
+impl TensorWriter {
+    /// Creates the file with its header. `tensors` are name, type and shape in the order of their data.
+    ///
+    /// # Errors
+    /// [`TensorError::Io`].
+    pub fn create<'a>(
+        path: &Path,
+        tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize])>,
+        metadata: &HashMap<String, String>,
+    ) -> Result<Self, TensorError> {
+        let mut header = serde_json::Map::new();
+        if !metadata.is_empty() {
+            let sorted: BTreeMap<_, _> = metadata.iter().collect();
+            header.insert("__metadata__".into(), serde_json::json!(sorted));
+        }
+        let (mut end, mut places) = (0, HashMap::new());
+        for (name, dtype, shape) in tensors {
+            let bytes = (shape.iter().product::<usize>() * dtype.bitsize()).div_ceil(8) as u64;
+            let place = end..end + bytes;
+            end = place.end;
+            let entry = serde_json::json!({
+                "dtype": dtype, "shape": shape, "data_offsets": [place.start, place.end]
+            });
+            header.insert(name.into(), entry);
+            places.insert(name.into(), place);
+        }
+        let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+        header.resize(header.len().next_multiple_of(8), b' '); // the data begin aligned
+        let data_start = 8 + header.len() as u64;
+
+        let create = || -> io::Result<File> {
+            let mut file = File::create(path)?;
+            file.write_all(&(header.len() as u64).to_le_bytes())?;
+            file.write_all(&header)?;
+            file.set_len(data_start + end)?;
+            Ok(file)
+        };
+        let file = create().map_err(TensorError::io(path))?;
+        Ok(TensorWriter { path: path.to_path_buf(), file, data_start, places })
+    }
+
+    /// Puts one tensor's bytes in their place.
+    ///
+    /// # Errors
+    /// [`TensorError::Io`]; [`TensorError::ShapeMismatch`] when the header promised another number of bytes.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TensorError> {
+        let missing = || TensorError::MissingTensor { path: self.path.clone(), name: name.into() };
+        let place = self.places.get(name).ok_or_else(missing)?;
+        if place.end - place.start != bytes.len() as u64 {
+            return Err(TensorError::ShapeMismatch {
+                path: self.path.clone(),
+                name: name.into(),
+                expected: format!("{} bytes", place.end - place.start),
+                found: vec![bytes.len()],
+            });
+        }
+        self.file.write_all_at(bytes, self.data_start + place.start).map_err(TensorError::io(&self.path))
+    }
+
+    /// Makes sure that all is on the disk.
+    ///
+    /// # Errors
+    /// [`TensorError::Io`].
+    pub fn finish(self) -> Result<(), TensorError> {
+        self.file.sync_all().map_err(TensorError::io(&self.path))
+    }
+}
+
+/// Rounds a weight to the type it will be stored in.
+///
+/// # Errors
+/// [`TensorError::Overflow`] when a finite value becomes infinite.
+pub fn round_for_storage<T: Scalar>(
+    path: &Path,
+    name: &str,
+    weight: &mut Array2<T>,
+    to: FloatType,
+) -> Result<(), TensorError> {
+    for (index, x) in weight.indexed_iter_mut() {
+        let rounded = to.round(*x);
+        if !rounded.is_finite() && x.is_finite() {
+            return Err(TensorError::Overflow {
+                path: path.to_path_buf(),
+                name: name.into(),
+                index: vec![index.0, index.1],
+                value: x.widen(),
+                dtype: to.dtype(),
+            });
+        }
+        *x = rounded;
+    }
+    Ok(())
+}
