@@ -1,5 +1,9 @@
 pub mod backend;
+pub mod calibrate;
+pub mod cli;
+pub mod evaluate;
 pub mod linalg;
+pub mod llama;
 pub mod reference;
 pub mod tensors;
 pub mod verify;

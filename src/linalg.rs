@@ -91,6 +91,16 @@ pub(crate) fn single_threaded_blas() {
     ONCE.call_once(|| unsafe { openblas_set_num_threads(1) });
 }
 
+/// What OpenBLAS says of itself: version, build options, the kernels chosen for this processor.
+pub fn blas_description() -> String {
+    unsafe extern "C" {
+        fn openblas_get_config() -> *const std::ffi::c_char;
+    }
+    // SAFETY: returns a static, NUL-terminated string.
+    let text = unsafe { std::ffi::CStr::from_ptr(openblas_get_config()) };
+    text.to_string_lossy().trim().to_string()
+}
+
 /// C <- alpha A B + beta C, for A (m x k), B (k x n), C (m x n).
 ///
 /// # Panics

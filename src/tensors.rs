@@ -170,6 +170,13 @@ impl TensorFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Names and infos in the order of the data.
+    pub fn in_file_order(&self) -> Vec<(&str, &TensorInfo)> {
+        let mut tensors: Vec<_> = self.tensors.iter().map(|(name, info)| (name.as_str(), info)).collect();
+        tensors.sort_by_key(|(_, info)| info.bytes.start);
+        tensors
+    }
+
     /// Type and place of one tensor, if it is there.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name)
@@ -245,6 +252,14 @@ impl TensorFile {
     #[allow(clippy::missing_errors_doc)]
     pub fn cube<T: Scalar>(&self, name: &str) -> Result<Array<T, Ix3>, TensorError> {
         self.floats::<T, Ix3>(name)
+    }
+
+    /// A tensor of any shape as one row; errors as [`vector`](Self::vector).
+    #[allow(clippy::missing_errors_doc)]
+    pub fn flat<T: Scalar>(&self, name: &str) -> Result<Array2<T>, TensorError> {
+        let values = self.floats::<T, ndarray::IxDyn>(name)?;
+        let length = values.len();
+        Ok(values.into_shape_with_order((1, length)).expect("a fresh array is contiguous"))
     }
 
     /// An I64 matrix or vector, by dimension.

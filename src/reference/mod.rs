@@ -177,6 +177,16 @@ impl PruneConfig {
     }
 }
 
+impl Default for PruneConfig {
+    fn default() -> Self {
+        PruneConfig {
+            damping: 0.01,
+            column_order: ColumnOrder::Natural,
+            ..Self::upstream(Sparsity::Unstructured(0.5))
+        }
+    }
+}
+
 /// Settings that make no sense.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ConfigError {

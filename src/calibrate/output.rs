@@ -1,0 +1,224 @@
+//! The new checkpoint directory: written under a temporary name, renamed when it is complete.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ndarray::Array2;
+
+use crate::linalg::Scalar;
+use crate::llama::{Checkpoint, CheckpointError, Linear};
+use crate::tensors::{Dtype, FloatType, TensorError, TensorWriter, round_for_storage};
+
+/// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind.
+pub struct OutputDirectory {
+    target: PathBuf,
+    partial: PathBuf,
+    /// A writer per shard, in the order of the source's shards.
+    shards: Vec<TensorWriter>,
+    /// Tensor to shard and stored type.
+    place: HashMap<String, (usize, Option<FloatType>)>,
+    finished: bool,
+}
+
+impl OutputDirectory {
+    /// Checks that nothing is in the way of `target`, without writing.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] when the target exists or its parent does not.
+    pub fn check(target: &Path) -> Result<(), CheckpointError> {
+        let problem = |path: &Path, detail: &str| {
+            Err(CheckpointError::Missing { path: path.into(), detail: detail.into() })
+        };
+        if target.symlink_metadata().is_ok() {
+            return problem(target, "the output directory exists already; choose another or remove it");
+        }
+        match parent(target) {
+            parent if !parent.is_dir() => {
+                problem(&parent, "no such directory; create it, or choose another --output")
+            }
+            _ if target.file_name().is_none() => problem(target, "is no name for an output directory"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates the shards of `checkpoint` with all tensors but the decoder layers' linears, which
+    /// [`write`](Self::write) adds. `dtype` converts every floating-point tensor; without it each keeps its type.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]: the target exists, the disk refuses, or a value does not fit `dtype`.
+    pub fn create(
+        target: &Path,
+        checkpoint: &Checkpoint,
+        dtype: Option<FloatType>,
+    ) -> Result<Self, CheckpointError> {
+        Self::check(target)?;
+        let mut name = target.file_name().unwrap_or_default().to_os_string();
+        name.push(".partial");
+        let partial = parent(target).join(name);
+        if partial.is_dir() {
+            // Left by a run that was killed.
+            fs::remove_dir_all(&partial).map_err(TensorError::io(&partial))?;
+        }
+        fs::create_dir(&partial).map_err(TensorError::io(&partial))?;
+        let mut output = OutputDirectory {
+            target: target.into(),
+            partial,
+            shards: vec![],
+            place: HashMap::new(),
+            finished: false,
+        };
+        output.copy_files(checkpoint, dtype)?;
+        output.create_shards(checkpoint, dtype)?;
+        Ok(output)
+    }
+
+    /// config.json (with its `torch_dtype` set), tokenizer and generation settings.
+    fn copy_files(&self, checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result<(), CheckpointError> {
+        let source = &checkpoint.directory;
+        let mut entries: Vec<_> = fs::read_dir(source)
+            .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
+            .map_err(TensorError::io(source))?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (from, name) = (entry.path(), entry.file_name());
+            let text_name = name.to_string_lossy();
+            let wanted = text_name == "config.json"
+                || text_name == "generation_config.json"
+                || text_name == "special_tokens_map.json"
+                || text_name == "added_tokens.json"
+                || text_name == "chat_template.jinja"
+                || text_name.starts_with("tokenizer");
+            if !wanted || !from.is_file() {
+                continue;
+            }
+            let to = self.partial.join(&name);
+            match dtype {
+                Some(dtype) if text_name == "config.json" => {
+                    let text = fs::read_to_string(&from).map_err(TensorError::io(&from))?;
+                    let not_json = |error| CheckpointError::Malformed {
+                        path: from.clone(),
+                        detail: format!("not JSON: {error}"),
+                    };
+                    let mut json: serde_json::Value = serde_json::from_str(&text).map_err(not_json)?;
+                    let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+                    json[key] = dtype.torch_name().into();
+                    let text = format!("{json:#}\n");
+                    fs::write(&to, text).map_err(TensorError::io(&to))?;
+                }
+                _ => {
+                    fs::copy(&from, &to).map_err(TensorError::io(&to))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn create_shards(
+        &mut self,
+        checkpoint: &Checkpoint,
+        dtype: Option<FloatType>,
+    ) -> Result<(), CheckpointError> {
+        let linears: Vec<String> = (0..checkpoint.config.num_hidden_layers)
+            .flat_map(|layer| Linear::ALL.map(|linear| linear.tensor(layer)))
+            .collect();
+        let mut total_bytes = 0;
+        let mut weight_map = serde_json::Map::new();
+        for (number, shard) in checkpoint.shards().iter().enumerate() {
+            let file = shard.path().file_name().unwrap_or_default();
+            // As in the source, but for the type of what is floating-point.
+            let tensors: Vec<(&str, Dtype, &[usize])> = shard
+                .in_file_order()
+                .into_iter()
+                .map(|(name, info)| {
+                    let stored = match (dtype, FloatType::of(info.dtype)) {
+                        (Some(to), Some(_)) => to.dtype(),
+                        _ => info.dtype,
+                    };
+                    (name, stored, info.shape.as_slice())
+                })
+                .collect();
+            let writer =
+                TensorWriter::create(&self.partial.join(file), tensors.iter().copied(), &shard.metadata)?;
+            for &(name, stored, shape) in &tensors {
+                let stored_as = FloatType::of(stored);
+                self.place.insert(name.into(), (number, stored_as));
+                total_bytes += shape.iter().product::<usize>() * stored.bitsize() / 8;
+                weight_map.insert(name.into(), file.to_string_lossy().into());
+                if linears.iter().any(|linear| linear == name) {
+                    continue;
+                }
+                match (dtype, FloatType::of(shard.info(name)?.dtype)) {
+                    (Some(to), Some(from)) if from != to => {
+                        let mut values = shard.flat::<f64>(name)?;
+                        round_for_storage(&self.partial.join(file), name, &mut values, to)?;
+                        writer.write(name, &to.encode(values.view()))?;
+                    }
+                    _ => writer.write(name, shard.bytes(name)?)?,
+                }
+            }
+            self.shards.push(writer);
+        }
+        checkpoint.drop_pages();
+        if checkpoint.is_sharded() {
+            weight_map.sort_keys();
+            let index =
+                serde_json::json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
+            let path = self.partial.join(Checkpoint::INDEX);
+            fs::write(&path, format!("{index:#}\n")).map_err(TensorError::io(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Rounds a pruned weight to its stored type, in place (the streams go on with what is stored), and writes it.
+    ///
+    /// # Errors
+    /// [`TensorError`]: the value does not fit the type, or the disk refuses.
+    pub fn write<T: Scalar>(&self, tensor: &str, weight: &mut Array2<T>) -> Result<(), TensorError> {
+        let missing = || TensorError::MissingTensor { path: self.target.clone(), name: tensor.into() };
+        let (shard, stored) = *self.place.get(tensor).ok_or_else(missing)?;
+        let stored = stored.ok_or_else(missing)?;
+        round_for_storage(&self.target, tensor, weight, stored)?;
+        self.shards[shard].write(tensor, &stored.encode(weight.view()))
+    }
+
+    /// Puts a file beside the weights.
+    ///
+    /// # Errors
+    /// [`TensorError::Io`].
+    pub fn write_file(&self, name: &str, content: &str) -> Result<(), TensorError> {
+        let path = self.partial.join(name);
+        fs::write(&path, content).map_err(TensorError::io(&path))
+    }
+
+    /// Makes the directory appear under its name.
+    ///
+    /// # Errors
+    /// [`TensorError::Io`].
+    pub fn finish(mut self) -> Result<(), CheckpointError> {
+        for shard in self.shards.drain(..) {
+            shard.finish()?;
+        }
+        Self::check(&self.target)?; // it may have appeared meanwhile
+        fs::rename(&self.partial, &self.target).map_err(TensorError::io(&self.target))?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for OutputDirectory {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Nothing half-written is left; a failure here has nobody to go to.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
+    }
+}
+
+fn parent(target: &Path) -> PathBuf {
+    match target.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.into(),
+        None => target.into(),
+    }
+}

@@ -1,0 +1,155 @@
+//! The two streams: the original model on dense activations, and the model pruned so far on sparse ones.
+
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+use crate::backend::Backend;
+use crate::calibrate::windows::Windows;
+use crate::linalg::Scalar;
+use crate::llama::model::{Forward, Group, Layer, State, apply};
+use crate::tensors::FloatType;
+
+/// What happens to the input of every linear of a decoder layer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Activations {
+    /// Rounded to this type first, as a run in that type would.
+    pub round_to: Option<FloatType>,
+    /// p_x; 0 prunes nothing.
+    pub sparsity: f64,
+}
+
+impl Activations {
+    /// Treats the input of a group (tokens x channels).
+    pub fn treat<T: Scalar, B: Backend<T>>(self, backend: &B, x: &mut Array2<T>) {
+        if let Some(to) = self.round_to {
+            x.mapv_inplace(|x| to.round(x));
+        }
+        backend.prune_activations(x.view_mut(), self.sparsity);
+    }
+}
+
+/// All sequences of one stream, between two groups.
+pub struct Stream<'a, T, B> {
+    forward: &'a Forward<T>,
+    backend: &'a B,
+    activations: Activations,
+    /// One state per sequence; its input is already treated.
+    pub states: Vec<State<T>>,
+}
+
+impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
+    /// At the bottom of the model.
+    pub fn new(
+        forward: &'a Forward<T>,
+        backend: &'a B,
+        embedding: ArrayView2<T>,
+        windows: &Windows,
+        activations: Activations,
+    ) -> Self {
+        let states = windows.tokens.outer_iter().map(|tokens| State::embed(embedding, tokens)).collect();
+        Stream { forward, backend, activations, states }
+    }
+
+    /// Enters a layer.
+    pub fn enter(&mut self, layer: &Layer<T>) {
+        let Stream { forward, backend, activations, states } = self;
+        states.par_iter_mut().for_each(|state| {
+            forward.enter(layer, state);
+            activations.treat(*backend, &mut state.input);
+        });
+    }
+
+    /// Takes the outputs of a group's linears for one sequence, and treats the input of the next group.
+    fn advance(&self, layer: &Layer<T>, group: Group, outputs: Vec<Array2<T>>, state: &mut State<T>) {
+        self.forward.advance(layer, group, outputs, state);
+        self.activations.treat(self.backend, &mut state.input);
+    }
+
+    /// Whether every entry of the next group's inputs is finite.
+    pub fn is_finite(&self) -> bool {
+        self.states.par_iter().all(|state| state.input.iter().all(|x| x.is_finite()))
+    }
+
+    /// Takes every sequence through a layer.
+    pub fn layer(&mut self, layer: &Layer<T>, progress: impl Fn() + Sync) {
+        let mut states = std::mem::take(&mut self.states);
+        let stream = &*self;
+        states.par_iter_mut().for_each(|state| {
+            stream.forward.enter(layer, state);
+            stream.activations.treat(stream.backend, &mut state.input);
+            for group in Group::ALL {
+                let outputs = apply(layer.group(group), state.input.view());
+                stream.advance(layer, group, outputs, state);
+            }
+            progress();
+        });
+        self.states = states;
+    }
+}
+
+/// How far the pruned linears' outputs are from the dense ones, summed over sequences.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OutputError {
+    /// sum (y^ - y~)^2
+    pub squared_error: f64,
+    /// sum y~^2
+    pub squared_norm: f64,
+}
+
+impl OutputError {
+    /// ||Y^ - Y~||_F / ||Y~||_F, unless Y~ is zero.
+    pub fn relative(self) -> Option<f64> {
+        (self.squared_norm > 0.0).then(|| (self.squared_error / self.squared_norm).sqrt())
+    }
+}
+
+/// Takes both streams over one group, each with its own weights; returns the output error of each linear.
+///
+/// Sequences run in parallel; their errors are added in the order of the sequences, so that a run repeats bit for
+/// bit.
+pub fn advance_both<T: Scalar, B: Backend<T>>(
+    dense: &mut Stream<T, B>,
+    sparse: &mut Stream<T, B>,
+    layer: &Layer<T>,
+    group: Group,
+    pruned: &[Array2<T>],
+    progress: impl Fn() + Sync,
+) -> Vec<OutputError> {
+    let mut dense_states = std::mem::take(&mut dense.states);
+    let mut sparse_states = std::mem::take(&mut sparse.states);
+    let (dense_stream, sparse_stream) = (&*dense, &*sparse);
+    let per_sequence: Vec<Vec<OutputError>> = dense_states
+        .par_iter_mut()
+        .zip(&mut sparse_states)
+        .map(|(dense, sparse)| {
+            let expected = apply(layer.group(group), dense.input.view());
+            let found = apply(pruned, sparse.input.view());
+            let errors =
+                expected.iter().zip(&found).map(|(expected, found)| output_error(expected, found)).collect();
+            dense_stream.advance(layer, group, expected, dense);
+            sparse_stream.advance(layer, group, found, sparse);
+            progress();
+            errors
+        })
+        .collect();
+    dense.states = dense_states;
+    sparse.states = sparse_states;
+    let mut total = vec![OutputError::default(); pruned.len()];
+    for errors in &per_sequence {
+        for (total, one) in total.iter_mut().zip(errors) {
+            total.squared_error += one.squared_error;
+            total.squared_norm += one.squared_norm;
+        }
+    }
+    total
+}
+
+fn output_error<T: Scalar>(expected: &Array2<T>, found: &Array2<T>) -> OutputError {
+    let mut sums = OutputError::default();
+    for (expected, found) in expected.iter().zip(found) {
+        let (expected, found) = (expected.widen(), found.widen());
+        sums.squared_error += (found - expected).powi(2);
+        sums.squared_norm += expected * expected;
+    }
+    sums
+}

@@ -1,0 +1,200 @@
+//! Token windows: what is calibrated on, and what is measured on.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array2, Ix2};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::llama::tokenizer::Tokenizer;
+use crate::llama::{CheckpointError, LlamaConfig};
+use crate::tensors::{TensorError, TensorFile};
+
+/// Why there are no windows.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowsError {
+    /// The token file.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] CheckpointError),
+    /// The text or token file does not hold what is asked of it.
+    #[error("{}: {detail}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What it holds, what was expected, and what to do.
+        detail: String,
+    },
+}
+
+/// Sequences of equal length.
+#[derive(Clone, Debug)]
+pub struct Windows {
+    /// Token ids (sequences x length).
+    pub tokens: Array2<u32>,
+    /// Where they come from, for reports.
+    pub source: String,
+}
+
+/// How to cut a text.
+#[derive(Clone, Copy, Debug)]
+pub enum Cut {
+    /// `samples` windows at uniformly random starts, from ChaCha8 with this seed.
+    Random {
+        /// Number of windows.
+        samples: usize,
+        /// Seed.
+        seed: u64,
+    },
+    /// Side by side from the beginning, the tail dropped; at most `limit` windows.
+    Consecutive {
+        /// Most windows to take.
+        limit: Option<usize>,
+    },
+}
+
+impl Windows {
+    /// Reads a text (or a JSONL file with a field `text` per line, joined by blank lines), encodes it once with the
+    /// tokenizer's special tokens, and cuts it into windows of `length` tokens.
+    ///
+    /// # Errors
+    /// [`WindowsError`]: unreadable, empty, not UTF-8, too short, malformed JSONL, tokens outside the vocabulary.
+    pub fn from_text(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        config: &LlamaConfig,
+        length: usize,
+        cut: Cut,
+    ) -> Result<Self, WindowsError> {
+        let unusable = |detail: String| WindowsError::Unusable { path: path.into(), detail };
+        check_length(length, config).map_err(unusable)?;
+        let bytes = std::fs::read(path).map_err(TensorError::io(path))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            unusable(format!("not UTF-8 text (byte {})", error.utf8_error().valid_up_to()))
+        })?;
+        let text = if path.extension().is_some_and(|e| e == "jsonl") {
+            join_jsonl(&text).map_err(unusable)?
+        } else {
+            text
+        };
+        if text.trim().is_empty() {
+            return Err(unusable("the text is empty".into()));
+        }
+        let tokens = tokenizer.encode(&text).map_err(unusable)?;
+        check_vocabulary(tokens.iter().map(|&t| i64::from(t)), config).map_err(unusable)?;
+        if tokens.len() < length {
+            return Err(unusable(format!(
+                "the text has {} tokens, fewer than one window of {length}; give a longer text or a smaller --sequence-length",
+                tokens.len()
+            )));
+        }
+        let starts: Vec<usize> = match cut {
+            Cut::Random { samples, seed } => {
+                let mut random = ChaCha8Rng::seed_from_u64(seed);
+                // u64, not usize: the same starts on every machine.
+                let last = (tokens.len() - length) as u64;
+                (0..samples).map(|_| random.random_range(0..=last) as usize).collect()
+            }
+            Cut::Consecutive { limit } => {
+                let all = tokens.len() / length;
+                (0..limit.unwrap_or(all).min(all)).map(|i| i * length).collect()
+            }
+        };
+        let source = match cut {
+            Cut::Random { seed, .. } => format!("{}, random starts, ChaCha8 seed {seed}", file_name(path)),
+            Cut::Consecutive { .. } => format!("{}, consecutive windows", file_name(path)),
+        };
+        let cut = Array2::from_shape_fn((starts.len(), length), |(i, j)| tokens[starts[i] + j]);
+        nonempty(cut).map(|tokens| Windows { tokens, source }).map_err(unusable)
+    }
+
+    /// Reads a token file: safetensors with a tensor `tokens` (sequences x length, I64). `limit` takes the first
+    /// rows; `length`, where given, must be that of the file.
+    ///
+    /// # Errors
+    /// [`WindowsError`]: unreadable, fewer rows than asked for, another length, tokens outside the vocabulary.
+    pub fn from_tokens(
+        path: &Path,
+        config: &LlamaConfig,
+        length: Option<usize>,
+        limit: Option<usize>,
+    ) -> Result<Self, WindowsError> {
+        let unusable = |detail: String| WindowsError::Unusable { path: path.into(), detail };
+        let tokens = TensorFile::open(path)?.integers::<Ix2>("tokens")?;
+        let (rows, columns) = tokens.dim();
+        if let Some(length) = length.filter(|&length| length != columns) {
+            return Err(unusable(format!(
+                "holds windows of {columns} tokens, but --sequence-length is {length}"
+            )));
+        }
+        check_length(columns, config).map_err(unusable)?;
+        let wanted = limit.unwrap_or(rows);
+        if wanted > rows {
+            return Err(unusable(format!("holds {rows} windows, fewer than the {wanted} asked for")));
+        }
+        check_vocabulary(tokens.iter().copied(), config).map_err(unusable)?;
+        let tokens = tokens.slice(ndarray::s![..wanted, ..]).mapv(|token| token as u32);
+        let source = format!("{}, first {wanted} windows", file_name(path));
+        nonempty(tokens).map(|tokens| Windows { tokens, source }).map_err(unusable)
+    }
+
+    /// Number of windows.
+    pub fn len(&self) -> usize {
+        self.tokens.nrows()
+    }
+
+    /// Never true of windows that were read.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Tokens per window.
+    pub fn length(&self) -> usize {
+        self.tokens.ncols()
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn nonempty(tokens: Array2<u32>) -> Result<Array2<u32>, String> {
+    if tokens.is_empty() { Err("no windows are asked for".into()) } else { Ok(tokens) }
+}
+
+fn check_length(length: usize, config: &LlamaConfig) -> Result<(), String> {
+    let longest = config.max_position_embeddings;
+    match length {
+        0 | 1 => Err(format!("windows of {length} tokens predict nothing; use at least 2")),
+        _ if length > longest => Err(format!(
+            "windows of {length} tokens exceed the model's context of {longest}; use a smaller --sequence-length"
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_vocabulary(tokens: impl Iterator<Item = i64>, config: &LlamaConfig) -> Result<(), String> {
+    let size = config.vocab_size as i64;
+    match tokens.into_iter().find(|token| !(0..size).contains(token)) {
+        Some(token) => Err(format!(
+            "token {token} is outside the model's vocabulary of {size}; is this another model's?"
+        )),
+        None => Ok(()),
+    }
+}
+
+fn join_jsonl(text: &str) -> Result<String, String> {
+    let mut documents = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let line_number = number + 1;
+        let json: serde_json::Value =
+            serde_json::from_str(line).map_err(|error| format!("line {line_number} is not JSON: {error}"))?;
+        match json.get("text").and_then(|text| text.as_str()) {
+            Some(text) => documents.push(text.to_string()),
+            None => return Err(format!("line {line_number} has no field `text`")),
+        }
+    }
+    Ok(documents.join("\n\n"))
+}

@@ -1,0 +1,86 @@
+//! `duogpt eval`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
+use crate::backend::Cpu;
+use crate::calibrate::streams::Activations;
+use crate::calibrate::windows::{Cut, Windows};
+use crate::evaluate::perplexity::{Perplexity, perplexity};
+use crate::linalg::Scalar;
+use crate::llama::Checkpoint;
+use crate::tensors::FloatType;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum EvalCommand {
+    /// Perplexity of consecutive, non-overlapping windows.
+    Perplexity(PerplexityArgs),
+}
+
+/// Arguments of `duogpt eval perplexity`.
+#[derive(Args)]
+pub struct PerplexityArgs {
+    /// The model: a Hugging Face LLaMA directory.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    #[command(flatten)]
+    data: DataSource,
+    /// Tokens per window (by default 2048, or the model's context if that is shorter).
+    #[arg(long, value_name = "T")]
+    sequence_length: Option<usize>,
+    /// At most so many windows.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Fraction of activations pruned at the input of every linear.
+    #[arg(long, value_name = "P", default_value = "0", value_parser = fraction)]
+    activation_sparsity: f64,
+    /// Round the input of every linear to this type.
+    #[arg(long, value_enum)]
+    activation_dtype: Option<ActivationType>,
+    /// Arithmetic of the forward pass.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
+    /// Print the result as JSON to stdout, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// Whatever keeps the model from being measured.
+pub fn run(command: &EvalCommand) -> Result<ExitCode, CliError> {
+    let EvalCommand::Perplexity(args) = command;
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let cut = Cut::Consecutive { limit: args.limit };
+    let windows = args
+        .data
+        .windows(&checkpoint, args.sequence_length, args.limit, cut)?
+        .ok_or("give the text to measure on with --text FILE, or windows with --tokens FILE")?;
+    let result = with_precision!(args.precision, measure(args, &checkpoint, &windows))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&result)?);
+    } else {
+        println!(
+            "perplexity {:.4} ({} windows of {} tokens, activation sparsity {})",
+            result.perplexity, result.windows, result.sequence_length, args.activation_sparsity
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure<T: Scalar>(
+    args: &PerplexityArgs,
+    checkpoint: &Checkpoint,
+    windows: &Windows,
+) -> Result<Perplexity, CliError> {
+    let activations = Activations {
+        round_to: args.activation_dtype.map(FloatType::from),
+        sparsity: args.activation_sparsity,
+    };
+    Ok(perplexity::<T, _>(checkpoint, windows, activations, &Cpu, &Bar::new("perplexity", false))?)
+}

@@ -1,0 +1,205 @@
+//! The command line: one file per subcommand.
+
+pub mod demo;
+pub mod eval;
+pub mod inspect;
+pub mod prune;
+pub mod verify;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::calibrate::Observer;
+use crate::calibrate::report::LinearReport;
+use crate::calibrate::windows::{Cut, Windows, WindowsError};
+use crate::llama::Checkpoint;
+use crate::llama::tokenizer::Tokenizer;
+use crate::tensors::FloatType;
+
+/// Reference and verification suite for the DuoGPT dual-sparse pruning algorithm.
+#[derive(Parser)]
+#[command(name = "duogpt", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prune the small model that comes with the source by every method, and compare perplexities.
+    Demo(demo::DemoArgs),
+    /// Prune a LLaMA checkpoint.
+    Prune(prune::PruneArgs),
+    /// Measure a model.
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
+    /// Check the reference against golden files of the original code, stage by stage.
+    Verify(verify::VerifyArgs),
+    /// List a checkpoint's tensors with shape, type and sparsity.
+    Inspect(inspect::InspectArgs),
+}
+
+/// Whatever went wrong, with its causes.
+pub type CliError = Box<dyn Error + Send + Sync>;
+
+impl Cli {
+    /// Runs the subcommand. Exit code 1 says that something was compared and differs, 2 that it could not be done.
+    pub fn run(self) -> ExitCode {
+        let outcome = match self.command {
+            Command::Demo(args) => demo::run(&args),
+            Command::Prune(args) => prune::run(&args),
+            Command::Eval(command) => eval::run(&command),
+            Command::Verify(args) => verify::run(&args),
+            Command::Inspect(args) => inspect::run(&args),
+        };
+        outcome.unwrap_or_else(|error| {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("  caused by: {error}");
+                cause = error.source();
+            }
+            ExitCode::from(2)
+        })
+    }
+}
+
+/// The arithmetic of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// Single.
+    F32,
+    /// Double.
+    F64,
+}
+
+/// Calls a function that is generic over the scalar with the type that the flag names.
+macro_rules! with_precision {
+    ($precision:expr, $function:ident ( $($argument:expr),* $(,)? )) => {
+        match $precision {
+            $crate::cli::Precision::F32 => $function::<f32>($($argument),*),
+            $crate::cli::Precision::F64 => $function::<f64>($($argument),*),
+        }
+    };
+}
+pub(crate) use with_precision;
+
+/// Types that activations can be rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ActivationType {
+    /// IEEE single.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+}
+
+impl From<ActivationType> for FloatType {
+    fn from(value: ActivationType) -> Self {
+        match value {
+            ActivationType::F32 => FloatType::F32,
+            ActivationType::Bf16 => FloatType::Bf16,
+            ActivationType::F16 => FloatType::F16,
+        }
+    }
+}
+
+/// A fraction of zeros in [0, 1).
+pub(crate) fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if (0.0..1.0).contains(&p) => Ok(p),
+        _ => Err(format!("`{text}` is no fraction: give a number in [0, 1), such as 0.5")),
+    }
+}
+
+/// A text or a token file.
+#[derive(Args, Clone, Debug)]
+#[group(required = false, multiple = false)]
+pub struct DataSource {
+    /// Text file (UTF-8), or JSONL with a field `text` per line.
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Token windows: safetensors with a tensor `tokens` (windows x length, I64).
+    #[arg(long, value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+}
+
+impl DataSource {
+    /// Cuts the text, or takes the token file's windows; `None` when neither is given.
+    ///
+    /// # Errors
+    /// [`WindowsError`].
+    pub fn windows(
+        &self,
+        checkpoint: &Checkpoint,
+        length: Option<usize>,
+        rows: Option<usize>,
+        cut: Cut,
+    ) -> Result<Option<Windows>, WindowsError> {
+        let config = &checkpoint.config;
+        match (&self.text, &self.tokens) {
+            (Some(text), _) => {
+                let tokenizer = Tokenizer::read(&checkpoint.directory)?;
+                // The paper's 2048, or what the model can do.
+                let length = length.unwrap_or(config.max_position_embeddings.min(2048));
+                Windows::from_text(text, &tokenizer, config, length, cut).map(Some)
+            }
+            (None, Some(tokens)) => Windows::from_tokens(tokens, config, length, rows).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// A progress bar with ETA on stderr; silent when stderr is no terminal.
+pub struct Bar {
+    bar: ProgressBar,
+    /// Prints a line per linear.
+    lines: bool,
+}
+
+impl Bar {
+    /// A bar with a title. With `lines` every finished linear is printed to stdout.
+    pub fn new(title: impl Into<String>, lines: bool) -> Self {
+        let bar = ProgressBar::no_length().with_message(title.into());
+        let style =
+            ProgressStyle::with_template("{msg} [{bar:32}] {percent:>3} %  {elapsed} elapsed, {eta} left")
+                .expect("the template is a constant");
+        bar.set_style(style.progress_chars("=> "));
+        Bar { bar, lines }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Observer for Bar {
+    fn begin(&self, total: u64) {
+        self.bar.set_length(total);
+    }
+
+    fn advance(&self) {
+        self.bar.inc(1);
+    }
+
+    fn linear(&self, report: &LinearReport) {
+        if self.lines {
+            let error = report.relative_output_error.map_or("-".into(), |e| format!("{e:.4}"));
+            self.bar.suspend(|| {
+                println!(
+                    "{:<44} {:>7.2} s   output error {error:>7}   sparsity {:.4}",
+                    report.tensor,
+                    report.seconds,
+                    report.sparsity()
+                );
+            });
+        }
+    }
+}

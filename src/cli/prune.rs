@@ -1,0 +1,262 @@
+//! `duogpt prune`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use super::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
+use crate::backend::Cpu;
+use crate::calibrate::PruneJob;
+use crate::calibrate::report::PruneReport;
+use crate::calibrate::windows::{Cut, Windows};
+use crate::linalg::Scalar;
+use crate::llama::Checkpoint;
+use crate::reference::{
+    Alpha, ColumnOrder, DeadChannels, LazyUpdate, Method, PruneConfig, Sparsity, Threshold,
+};
+use crate::tensors::FloatType;
+
+/// Arguments of `duogpt prune`.
+#[derive(Args)]
+pub struct PruneArgs {
+    /// The dense model: a Hugging Face LLaMA directory.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The directory to create.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    #[command(flatten)]
+    data: DataSource,
+    /// Calibration windows (of a token file: its first N; by default 128 of a text, all of a token file).
+    #[arg(long, value_name = "N")]
+    samples: Option<usize>,
+    /// Tokens per window (by default 2048, or the model's context if that is shorter).
+    #[arg(long, value_name = "T")]
+    sequence_length: Option<usize>,
+    /// Seed of the windows' random starts.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Pruning method.
+    #[arg(long, value_enum, default_value_t = MethodName::Duogpt)]
+    method: MethodName,
+    /// Fraction of weights to prune, or N:M.
+    #[arg(long, value_name = "P", default_value = "0.5")]
+    weight_sparsity: Sparsity,
+    /// Fraction of activations that calibration prunes (Wanda and magnitude: none, whatever is given).
+    #[arg(long, value_name = "P", default_value = "0.5", value_parser = fraction)]
+    activation_sparsity: f64,
+    /// Settings to start from; the flags below override them.
+    #[arg(long, value_enum, default_value_t = Profile::Default)]
+    profile: Profile,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// Arithmetic of calibration and pruning.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
+    /// Type of the stored weights (by default as in the checkpoint).
+    #[arg(long, value_enum)]
+    dtype: Option<FloatType>,
+    /// Round the input of every linear to this type in both streams, as a run in that type would.
+    #[arg(long, value_enum)]
+    activation_dtype: Option<ActivationType>,
+    /// Print the report as JSON to stdout, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MethodName {
+    Duogpt,
+    Sparsegpt,
+    Wanda,
+    Magnitude,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Profile {
+    /// The paper's text.
+    Paper,
+    /// The original code's settings.
+    Upstream,
+    /// What measured best here.
+    Default,
+}
+
+#[derive(Args)]
+struct Overrides {
+    /// H += damping * mean(diag H) * I.
+    #[arg(long, value_name = "X")]
+    damping: Option<f64>,
+    /// Factor on the residual correction, in score and update.
+    #[arg(long, value_name = "X")]
+    alpha: Option<f64>,
+    /// Factor in the score alone.
+    #[arg(long, value_name = "X")]
+    alpha_score: Option<f64>,
+    /// Factor in the update alone.
+    #[arg(long, value_name = "X")]
+    alpha_update: Option<f64>,
+    /// Columns per block of mask selection and lazy update.
+    #[arg(long, value_name = "B")]
+    block_size: Option<usize>,
+    /// Processing order of the columns.
+    #[arg(long, value_enum)]
+    column_order: Option<OrderName>,
+    /// Columns per run of the interleaved order.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    interleave_run: usize,
+    /// Which weights feed the residual update across blocks.
+    #[arg(long, value_enum)]
+    lazy_update: Option<LazyUpdateName>,
+    /// Where the cut through a block's scores lies.
+    #[arg(long, value_enum)]
+    threshold: Option<ThresholdName>,
+    /// What becomes of input channels that the calibration never saw.
+    #[arg(long, value_enum)]
+    dead_channels: Option<DeadChannelsName>,
+    /// Factor on all statistics (by default 2 for SparseGPT, 1 for DuoGPT).
+    #[arg(long, value_name = "X")]
+    hessian_scale: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OrderName {
+    Natural,
+    Hessian,
+    HessianDrift,
+    Interleaved,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LazyUpdateName {
+    Pruned,
+    Compensated,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ThresholdName {
+    Inclusive,
+    Exact,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeadChannelsName {
+    Zero,
+    Keep,
+}
+
+impl PruneArgs {
+    fn method(&self) -> Method {
+        let mut config = match self.profile {
+            Profile::Paper => PruneConfig::paper(self.weight_sparsity),
+            Profile::Upstream => PruneConfig::upstream(self.weight_sparsity),
+            Profile::Default => {
+                PruneConfig { weight_sparsity: self.weight_sparsity, ..PruneConfig::default() }
+            }
+        };
+        if self.method == MethodName::Sparsegpt {
+            config.hessian_scale = PruneConfig::sparsegpt(self.weight_sparsity).hessian_scale;
+        }
+        self.overrides.apply(&mut config);
+        match self.method {
+            MethodName::Duogpt => Method::DuoGpt(config),
+            MethodName::Sparsegpt => Method::SparseGpt(config),
+            MethodName::Wanda => Method::Wanda(self.weight_sparsity),
+            MethodName::Magnitude => Method::Magnitude(self.weight_sparsity),
+        }
+    }
+}
+
+impl Overrides {
+    fn apply(&self, config: &mut PruneConfig) {
+        fn set<T: Copy>(field: &mut T, flag: Option<T>) {
+            if let Some(value) = flag {
+                *field = value;
+            }
+        }
+        set(&mut config.damping, self.damping);
+        set(&mut config.alpha, self.alpha.map(Alpha::both));
+        set(&mut config.alpha.score, self.alpha_score);
+        set(&mut config.alpha.update, self.alpha_update);
+        set(&mut config.block_size, self.block_size);
+        set(&mut config.hessian_scale, self.hessian_scale);
+        let order = self.column_order.map(|order| match order {
+            OrderName::Natural => ColumnOrder::Natural,
+            OrderName::Hessian => ColumnOrder::Hessian,
+            OrderName::HessianDrift => ColumnOrder::HessianDrift,
+            OrderName::Interleaved => ColumnOrder::Interleaved { run: self.interleave_run },
+        });
+        set(&mut config.column_order, order);
+        let lazy_update = self.lazy_update.map(|update| match update {
+            LazyUpdateName::Pruned => LazyUpdate::Pruned,
+            LazyUpdateName::Compensated => LazyUpdate::Compensated,
+        });
+        set(&mut config.lazy_update, lazy_update);
+        let threshold = self.threshold.map(|threshold| match threshold {
+            ThresholdName::Inclusive => Threshold::Inclusive,
+            ThresholdName::Exact => Threshold::Exact,
+        });
+        set(&mut config.threshold, threshold);
+        let dead = self.dead_channels.map(|dead| match dead {
+            DeadChannelsName::Zero => DeadChannels::Zero,
+            DeadChannelsName::Keep => DeadChannels::Keep,
+        });
+        set(&mut config.dead_channels, dead);
+    }
+}
+
+/// Prunes and prints a line per linear, or the report as JSON.
+///
+/// # Errors
+/// Whatever keeps the checkpoint from being pruned; nothing is written then.
+pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let cut = Cut::Random { samples: args.samples.unwrap_or(128), seed: args.seed };
+    let windows = args.data.windows(&checkpoint, args.sequence_length, args.samples, cut)?;
+    let method = args.method();
+    if let Method::DuoGpt(config) | Method::SparseGpt(config) = method
+        && matches!(config.weight_sparsity, Sparsity::NofM { .. })
+        && config.column_order != ColumnOrder::Natural
+    {
+        eprintln!(
+            "warning: {} groups lie in processing order; with an order other than natural the result has no pattern \
+             that hardware could use",
+            config.weight_sparsity
+        );
+    }
+    let report = with_precision!(args.precision, prune(args, &checkpoint, windows.as_ref(), method))?;
+    if args.json {
+        print!("{}", report.to_json());
+    } else {
+        let totals = &report.totals;
+        println!(
+            "{}: {} of {} weights zero ({:.2} %), {:.1} s; report in {}",
+            report.method.name(),
+            totals.zeros,
+            totals.weights,
+            100.0 * totals.sparsity,
+            totals.seconds,
+            args.output.join(crate::calibrate::report::FILE_NAME).display()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prune<T: Scalar>(
+    args: &PruneArgs,
+    checkpoint: &Checkpoint,
+    windows: Option<&Windows>,
+    method: Method,
+) -> Result<PruneReport, CliError> {
+    let job = PruneJob {
+        checkpoint,
+        windows,
+        method,
+        activation_sparsity: args.activation_sparsity,
+        activation_dtype: args.activation_dtype.map(FloatType::from),
+        dtype: args.dtype,
+        output: &args.output,
+    };
+    Ok(job.run::<T, _>(&Cpu, &Bar::new(method.name(), !args.json))?)
+}

@@ -1,0 +1,3 @@
+//! How good a model is.
+
+pub mod perplexity;

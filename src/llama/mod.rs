@@ -1,0 +1,46 @@
+//! LLaMA: configuration, checkpoint, tokenizer, and the forward pass in four groups per decoder layer.
+
+pub mod checkpoint;
+pub mod config;
+pub mod model;
+pub mod tokenizer;
+
+pub use checkpoint::Checkpoint;
+pub use config::LlamaConfig;
+pub use model::{Group, Layer, Linear};
+
+use std::path::PathBuf;
+
+use crate::tensors::TensorError;
+
+/// Why a model directory cannot be used. Every message names the file and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A weight file.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A file that should be there is not.
+    #[error("{}: {detail}", path.display())]
+    Missing {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was looked for, and what to do.
+        detail: String,
+    },
+    /// A file that is not what its name says.
+    #[error("{}: {detail}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A model that this suite does not know.
+    #[error("{}: {detail}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What is not supported, and what is.
+        detail: String,
+    },
+}

@@ -1,0 +1,297 @@
+//! The forward pass, cut where the linears that share an input are: {q, k, v}, {o}, {gate, up}, {down}.
+//!
+//! Calibration, perplexity and generation run the same steps; between two of them stands whatever treats the
+//! activations. The arithmetic is Hugging Face's: half-split rotary embedding, each key-value head repeated for
+//! consecutive query heads.
+
+use std::fmt;
+
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
+
+use super::LlamaConfig;
+use crate::linalg::{Scalar, gemm, matmul};
+
+/// Linears with one common input, pruned with one set of statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// q, k and v, behind the first norm.
+    Qkv,
+    /// o, behind the attention.
+    O,
+    /// gate and up, behind the second norm.
+    GateUp,
+    /// down, behind silu(gate) * up.
+    Down,
+}
+
+impl Group {
+    /// In the order of the forward pass.
+    pub const ALL: [Group; 4] = [Group::Qkv, Group::O, Group::GateUp, Group::Down];
+
+    /// The linears of the group.
+    pub fn linears(self) -> &'static [Linear] {
+        match self {
+            Group::Qkv => &[Linear::Q, Linear::K, Linear::V],
+            Group::O => &[Linear::O],
+            Group::GateUp => &[Linear::Gate, Linear::Up],
+            Group::Down => &[Linear::Down],
+        }
+    }
+
+    /// Width of the common input.
+    pub fn channels(self, config: &LlamaConfig) -> usize {
+        self.linears()[0].shape(config).1
+    }
+}
+
+/// The seven linears of a decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Linear {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// Attention output.
+    O,
+    /// MLP gate.
+    Gate,
+    /// MLP up.
+    Up,
+    /// MLP down.
+    Down,
+}
+
+impl Linear {
+    /// In the order of the forward pass.
+    pub const ALL: [Linear; 7] =
+        [Linear::Q, Linear::K, Linear::V, Linear::O, Linear::Gate, Linear::Up, Linear::Down];
+
+    /// The group it belongs to.
+    pub fn group(self) -> Group {
+        match self {
+            Linear::Q | Linear::K | Linear::V => Group::Qkv,
+            Linear::O => Group::O,
+            Linear::Gate | Linear::Up => Group::GateUp,
+            Linear::Down => Group::Down,
+        }
+    }
+
+    /// Rows (out) and columns (in) of its weight.
+    pub fn shape(self, config: &LlamaConfig) -> (usize, usize) {
+        match self {
+            Linear::Q => (config.query_size(), config.hidden_size),
+            Linear::K | Linear::V => (config.key_value_size(), config.hidden_size),
+            Linear::O => (config.hidden_size, config.query_size()),
+            Linear::Gate | Linear::Up => (config.intermediate_size, config.hidden_size),
+            Linear::Down => (config.hidden_size, config.intermediate_size),
+        }
+    }
+}
+
+impl fmt::Display for Linear {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Linear::Q => "q_proj",
+            Linear::K => "k_proj",
+            Linear::V => "v_proj",
+            Linear::O => "o_proj",
+            Linear::Gate => "gate_proj",
+            Linear::Up => "up_proj",
+            Linear::Down => "down_proj",
+        })
+    }
+}
+
+/// The weights of one decoder layer.
+#[derive(Clone, Debug)]
+pub struct Layer<T> {
+    /// Weight of the norm before attention (hidden).
+    pub input_layernorm: Array1<T>,
+    /// Weight of the norm before the MLP (hidden).
+    pub post_attention_layernorm: Array1<T>,
+    /// The linears (out x in), in the order of [`Linear::ALL`].
+    pub linears: Vec<Array2<T>>,
+}
+
+impl<T: Scalar> Layer<T> {
+    /// One linear's weight (out x in).
+    pub fn linear(&self, linear: Linear) -> &Array2<T> {
+        &self.linears[linear as usize]
+    }
+
+    /// The weights of a group.
+    pub fn group(&self, group: Group) -> &[Array2<T>] {
+        let linears = group.linears();
+        &self.linears[linears[0] as usize..=linears[linears.len() - 1] as usize]
+    }
+}
+
+/// y = x W^T for every weight (out x in) of a group; `x` is tokens x in.
+pub fn apply<T: Scalar>(weights: &[Array2<T>], x: ArrayView2<T>) -> Vec<Array2<T>> {
+    weights.iter().map(|w| matmul(x, w.t())).collect()
+}
+
+/// Where one sequence stands in the forward pass.
+#[derive(Clone, Debug)]
+pub struct State<T> {
+    /// The residual stream (tokens x hidden).
+    pub hidden: Array2<T>,
+    /// The input of the next group (tokens x channels).
+    pub input: Array2<T>,
+}
+
+impl<T: Scalar> State<T> {
+    /// At the bottom of the model: the rows of the embedding (vocabulary x hidden).
+    ///
+    /// # Panics
+    /// When a token lies outside the vocabulary.
+    pub fn embed(embedding: ArrayView2<T>, tokens: ArrayView1<u32>) -> Self {
+        let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
+        State { hidden: embedding.select(Axis(0), &rows), input: Array2::zeros((0, 0)) }
+    }
+}
+
+/// The steps between the linears.
+#[derive(Clone, Debug)]
+pub struct Forward<T> {
+    config: LlamaConfig,
+    rotary: Rotary<T>,
+}
+
+impl<T: Scalar> Forward<T> {
+    /// For sequences of up to `length` tokens.
+    pub fn new(config: &LlamaConfig, length: usize) -> Self {
+        Forward { config: config.clone(), rotary: Rotary::new(config, length) }
+    }
+
+    /// Enters a layer: sets the input of {q, k, v}.
+    pub fn enter(&self, layer: &Layer<T>, state: &mut State<T>) {
+        state.input = self.norm(&state.hidden, &layer.input_layernorm);
+    }
+
+    /// Takes the outputs of `group` (a matrix per linear) and sets the input of the next group of the layer.
+    /// Behind {down} there is none: the next layer is entered.
+    pub fn advance(&self, layer: &Layer<T>, group: Group, outputs: Vec<Array2<T>>, state: &mut State<T>) {
+        let mut outputs = outputs.into_iter();
+        let mut next = || outputs.next().expect("one output per linear of the group");
+        match group {
+            Group::Qkv => {
+                let (mut q, mut k, v) = (next(), next(), next());
+                self.rotary.turn(&mut q);
+                self.rotary.turn(&mut k);
+                state.input = self.attention(&q, &k, &v);
+            }
+            Group::O => {
+                state.hidden += &next();
+                state.input = self.norm(&state.hidden, &layer.post_attention_layernorm);
+            }
+            Group::GateUp => {
+                let (mut gate, up) = (next(), next());
+                Zip::from(&mut gate).and(&up).for_each(|gate, &up| *gate = silu(*gate) * up);
+                state.input = gate;
+            }
+            Group::Down => {
+                state.hidden += &next();
+                state.input = Array2::zeros((0, 0));
+            }
+        }
+    }
+
+    /// x / rms(x) * weight, token by token.
+    pub fn norm(&self, x: &Array2<T>, weight: &Array1<T>) -> Array2<T> {
+        let (eps, width) = (T::of(self.config.rms_norm_eps), T::of(x.ncols() as f64));
+        let mut out = x.clone();
+        for mut token in out.axis_iter_mut(Axis(0)) {
+            let mean_square = token.iter().map(|&x| x * x).sum::<T>() / width;
+            let scale = T::one() / (mean_square + eps).sqrt();
+            Zip::from(&mut token).and(weight).for_each(|x, &w| *x = *x * scale * w);
+        }
+        out
+    }
+
+    /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it.
+    fn attention(&self, q: &Array2<T>, k: &Array2<T>, v: &Array2<T>) -> Array2<T> {
+        let d = self.config.head_dim;
+        let queries_per_kv = self.config.num_attention_heads / self.config.num_key_value_heads;
+        let tokens = q.nrows();
+        let scale = 1.0 / (d as f64).sqrt();
+        // Queries in strips: what lies behind a strip's last token is never computed.
+        const STRIP: usize = 128;
+        let mut context = Array2::zeros((tokens, self.config.query_size()));
+        for head in 0..self.config.num_attention_heads {
+            let kv = head / queries_per_kv;
+            let (own, shared) = (head * d..(head + 1) * d, kv * d..(kv + 1) * d);
+            for start in (0..tokens).step_by(STRIP) {
+                let end = (start + STRIP).min(tokens);
+                let q = q.slice(s![start..end, own.clone()]);
+                let k = k.slice(s![..end, shared.clone()]);
+                let v = v.slice(s![..end, shared.clone()]);
+                let mut scores = Array2::zeros((end - start, end));
+                gemm(scale, q, k.t(), 0.0, scores.view_mut());
+                for (i, mut row) in scores.axis_iter_mut(Axis(0)).enumerate() {
+                    let (seen, mut unseen) = row.view_mut().split_at(Axis(0), start + i + 1);
+                    unseen.fill(T::zero());
+                    softmax(seen);
+                }
+                gemm(1.0, scores.view(), v, 0.0, context.slice_mut(s![start..end, own.clone()]));
+            }
+        }
+        context
+    }
+}
+
+fn softmax<T: Scalar>(mut x: ndarray::ArrayViewMut1<T>) {
+    let largest = x.iter().copied().fold(T::neg_infinity(), T::max);
+    x.mapv_inplace(|x| (x - largest).exp());
+    let sum: T = x.iter().copied().sum();
+    x.mapv_inplace(|x| x / sum);
+}
+
+fn silu<T: Scalar>(x: T) -> T {
+    x / (T::one() + (-x).exp())
+}
+
+/// Rotary position embedding: cosines and sines (positions x head_dim / 2), computed in f64.
+#[derive(Clone, Debug)]
+struct Rotary<T> {
+    cos: Array2<T>,
+    sin: Array2<T>,
+}
+
+impl<T: Scalar> Rotary<T> {
+    fn new(config: &LlamaConfig, length: usize) -> Self {
+        let half = config.head_dim / 2;
+        let frequency: Vec<f64> = (0..half).map(|i| frequency(config, i)).collect();
+        let table = |f: fn(f64) -> f64| {
+            Array2::from_shape_fn((length, half), |(position, i)| T::of(f(position as f64 * frequency[i])))
+        };
+        Rotary { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
+    /// Turns every head of `x` (tokens x heads * head_dim): entry i pairs with entry i + head_dim / 2.
+    fn turn(&self, x: &mut Array2<T>) {
+        let half = self.cos.ncols();
+        for (position, mut token) in x.axis_iter_mut(Axis(0)).enumerate() {
+            let (cos, sin) = (self.cos.row(position), self.sin.row(position));
+            for mut head in token.axis_chunks_iter_mut(Axis(0), 2 * half) {
+                let (first, second) = head.view_mut().split_at(Axis(0), half);
+                Zip::from(first).and(second).and(cos).and(sin).for_each(|a, b, &cos, &sin| {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                });
+            }
+        }
+    }
+}
+
+/// theta^(-2 i / head_dim), with LLaMA-3's stretching: long wavelengths are divided by the factor, short ones stay,
+/// and between them the frequency is interpolated.
+fn frequency(config: &LlamaConfig, i: usize) -> f64 {
+    let plain = config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64);
+    let Some(scaling) = config.rope_scaling else { return plain };
+    let turns = scaling.original_max_position_embeddings * plain / std::f64::consts::TAU;
+    let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
+    let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+    plain * (smooth + (1.0 - smooth) / scaling.factor)
+}
