@@ -2,6 +2,7 @@ pub mod backend;
 pub mod calibrate;
 pub mod cli;
 pub mod evaluate;
+pub mod files;
 pub mod linalg;
 pub mod llama;
 pub mod reference;

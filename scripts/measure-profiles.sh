@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Measures, on the small model, what every switch of the pruning configuration does to perplexity at 50 % activation
+# sparsity. Prints a CSV: setting, calibration seed, perplexity with dense and with sparse activations.
+# Usage: scripts/measure-profiles.sh [binary] > benches/results/profiles.csv      (about 15 minutes on 2 cores)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+duogpt=${1:-target/release/duogpt}
+model=fixtures/tiny-llama
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+measure() { # name, flags...
+    local name=$1 seed
+    shift
+    for seed in 0 1 2 3; do
+        "$duogpt" prune --model $model --output "$scratch/pruned" --text $model/sampled-calibration.txt \
+            --samples 32 --sequence-length 256 --seed $seed "$@" > /dev/null
+        local result=()
+        for activations in 0 0.5; do
+            result+=("$("$duogpt" eval perplexity --model "$scratch/pruned" --json --activation-sparsity $activations \
+                --tokens $model/tokens-sampled-evaluation.safetensors | grep '"perplexity"' | tr -dc '0-9.')")
+        done
+        rm -rf "$scratch/pruned"
+        echo "$name,$seed,${result[0]},${result[1]}"
+    done
+}
+
+echo "setting,seed,perplexity_dense_activations,perplexity_sparse_activations"
+measure magnitude --method magnitude
+measure wanda --method wanda
+measure sparsegpt --method sparsegpt --column-order natural --damping 0.01
+measure paper --profile paper
+measure upstream --profile upstream
+base=(--profile upstream --column-order natural --damping 0.01)
+measure natural "${base[@]}"
+measure natural+damping-0.05 "${base[@]}" --damping 0.05
+measure natural+damping-0.1 "${base[@]}" --damping 0.1
+measure natural+alpha-0.25 "${base[@]}" --alpha 0.25
+measure natural+alpha-0.5 "${base[@]}" --alpha 0.5
+measure natural+alpha-1 "${base[@]}" --alpha 1
+measure natural+alpha-update-0.25-score-0 "${base[@]}" --alpha-update 0.25 --alpha-score 0
+measure natural+compensated "${base[@]}" --lazy-update compensated
+measure natural+compensated+alpha-0.25 "${base[@]}" --lazy-update compensated --alpha 0.25
+measure natural+exact "${base[@]}" --threshold exact
+measure hessian "${base[@]}" --column-order hessian
+measure hessian-drift "${base[@]}" --column-order hessian-drift
+measure interleaved "${base[@]}" --column-order interleaved
+measure natural+block-64 "${base[@]}" --block-size 64
+measure natural+block-256 "${base[@]}" --block-size 256
