@@ -26,6 +26,7 @@ measure() { # name, flags...
 }
 
 echo "setting,seed,perplexity_dense_activations,perplexity_sparse_activations"
+# Of a flag given twice the last one counts.
 measure magnitude --method magnitude
 measure wanda --method wanda
 measure sparsegpt --method sparsegpt --column-order natural --damping 0.01

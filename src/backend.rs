@@ -10,7 +10,7 @@ use crate::reference::{
 };
 
 /// The steps of calibration and pruning that are worth a device. Each has the meaning of the function of the same
-/// name in [`reference`](crate::reference).
+/// name in [`reference`](mod@crate::reference).
 pub trait Backend<T: Scalar>: Sync {
     /// Running H and drift statistics, wherever they live.
     type Statistics: Send;

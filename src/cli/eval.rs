@@ -36,7 +36,7 @@ pub struct PerplexityArgs {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Fraction of activations pruned at the input of every linear.
-    #[arg(long, value_name = "P", default_value = "0", value_parser = fraction)]
+    #[arg(long, value_name = "P", default_value = "0", value_parser = fraction, allow_negative_numbers = true)]
     activation_sparsity: f64,
     /// Round the input of every linear to this type.
     #[arg(long, value_enum)]

@@ -32,7 +32,8 @@ pub struct Cli {
 enum Command {
     /// Prune the small model that comes with the source by every method, and compare perplexities.
     Demo(demo::DemoArgs),
-    /// Prune a LLaMA checkpoint.
+    /// Prune a LLaMA checkpoint. Of a flag given twice the last one counts.
+    #[command(args_override_self = true)]
     Prune(prune::PruneArgs),
     /// Measure a model.
     #[command(subcommand)]

@@ -41,10 +41,10 @@ pub struct PruneArgs {
     #[arg(long, value_enum, default_value_t = MethodName::Duogpt)]
     method: MethodName,
     /// Fraction of weights to prune, or N:M.
-    #[arg(long, value_name = "P", default_value = "0.5")]
+    #[arg(long, value_name = "P", default_value = "0.5", allow_negative_numbers = true)]
     weight_sparsity: Sparsity,
     /// Fraction of activations that calibration prunes (Wanda and magnitude: none, whatever is given).
-    #[arg(long, value_name = "P", default_value = "0.5", value_parser = fraction)]
+    #[arg(long, value_name = "P", default_value = "0.5", value_parser = fraction, allow_negative_numbers = true)]
     activation_sparsity: f64,
     /// Settings to start from; the flags below override them.
     #[arg(long, value_enum, default_value_t = Profile::Default)]

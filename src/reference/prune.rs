@@ -74,7 +74,7 @@ pub fn prepare<T: Scalar>(
     let k = statistics.channels();
     config.check(k)?;
     let dead = dead_channels(&statistics.hessian);
-    let (hessian, drift, order) = in_processing_order(statistics, &dead, config, replay.order)?;
+    let Ordered { hessian, drift, order } = in_processing_order(statistics, &dead, config, replay.order)?;
     let l = damped_factor(hessian, config.damping)?;
     let correction = drift.map(|drift| Correction::new(&drift, l.view()));
     let with_alpha = correction.as_ref().map(|c| (&c.coefficients, config.alpha.score));
@@ -86,13 +86,23 @@ pub fn prepare<T: Scalar>(
     Ok(Prepared { order, dead, lt, correction, score_scale })
 }
 
-/// H (dead channels revived), the drift statistics and the order, the matrices permuted by it.
+/// The statistics in processing order.
+pub(crate) struct Ordered<T> {
+    /// H (k x k), dead channels revived.
+    pub hessian: Array2<T>,
+    /// The drift, where it was gathered.
+    pub drift: Option<Drift<T>>,
+    /// Position to original column (k).
+    pub order: Vec<usize>,
+}
+
+/// Revives dead channels, finds the order (or takes the forced one), and permutes the statistics by it.
 pub(crate) fn in_processing_order<T: Scalar>(
     statistics: &Statistics<T>,
     dead: &[bool],
     config: &PruneConfig,
     forced: Option<&[usize]>,
-) -> Result<(Array2<T>, Option<Drift<T>>, Vec<usize>), PruneError> {
+) -> Result<Ordered<T>, PruneError> {
     let scale = T::of(config.hessian_scale);
     let mut hessian = &statistics.hessian * scale;
     revive_dead_channels(&mut hessian, dead);
@@ -110,7 +120,7 @@ pub(crate) fn in_processing_order<T: Scalar>(
         dxxt: permute_both(drift.dxxt.view(), &order) * scale,
         dxdxt: drift.dxdxt.select(Axis(0), &order) * scale,
     });
-    Ok((hessian, drift, order))
+    Ok(Ordered { hessian, drift, order })
 }
 
 /// L of the damped Hessian.

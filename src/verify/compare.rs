@@ -66,12 +66,13 @@ pub fn compare<T: Scalar>(
         let (found, expected) = (found[(row, column)].widen(), expected[(row, column)]);
         let error = (found - expected).abs() / scale;
         let place = || Some(Place { row, column, expected, found });
-        // Written so that NaN counts as over the budget, and as the largest error.
-        if !(error <= budget) {
+        // NaN is not within anything: it counts as over the budget, and as the largest error.
+        let within = |limit: f64| error <= limit;
+        if !within(budget) {
             outcome.over_budget += 1;
             outcome.first = outcome.first.take().or_else(place);
         }
-        if outcome.worst.is_none() || !(error <= outcome.error) {
+        if outcome.worst.is_none() || !within(outcome.error) {
             outcome.worst = place();
             outcome.error = if outcome.error.is_nan() { outcome.error } else { error };
         }

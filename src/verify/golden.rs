@@ -34,7 +34,7 @@ use crate::reference::activation::prune_activations;
 use crate::reference::baseline::{sparsegpt::sparsegpt, wanda::wanda};
 use crate::reference::factor::{damp, dead_channels, factor, revive_dead_channels};
 use crate::reference::order::inverse;
-use crate::reference::prune::{damped_factor, in_processing_order, prepare};
+use crate::reference::prune::{Ordered, damped_factor, in_processing_order, prepare};
 use crate::reference::score::{Coefficients, coefficients, residual_projection, update_matrix};
 use crate::reference::{
     Alpha, ChannelNorms, ColumnOrder, Drift, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics,
@@ -475,8 +475,7 @@ impl Golden {
     ) -> Result<(Option<Stage>, Vec<usize>), GoldenError> {
         let k = statistics.channels();
         let dead = dead_channels(&statistics.hessian);
-        let (_, _, ours) =
-            in_processing_order(statistics, &dead, config, None).map_err(|e| self.refused(e))?;
+        let ours = in_processing_order(statistics, &dead, config, None).map_err(|e| self.refused(e))?.order;
         if self.file.get("trace.perm").is_none() {
             return Ok((None, ours));
         }
@@ -526,7 +525,7 @@ impl Golden {
     ) -> Result<Vec<Stage>, GoldenError> {
         let k = order.len();
         let dead = dead_channels(&statistics.hessian);
-        let (hessian, drift, _) =
+        let Ordered { hessian, drift, .. } =
             in_processing_order(statistics, &dead, config, Some(order)).map_err(|e| self.refused(e))?;
         let l = damped_factor(hessian, config.damping).map_err(|e| self.refused(e))?;
         let Some(Drift { dxxt, dxdxt }) = drift else {

@@ -11,7 +11,7 @@ use crate::reference::{PruneConfig, PruneError};
 /// comparison, the dense-activation stream for the weight-only one. Drift statistics and `config.alpha` have no effect.
 ///
 /// # Errors
-/// As [`prune`](super::super::prune::prune).
+/// As [`prune`].
 pub fn sparsegpt<T: Scalar>(
     weight: ArrayView2<T>,
     statistics: &Statistics<T>,

@@ -1,0 +1,46 @@
+# `make demo` and `make test` are all a user needs; each installs a missing system package with apt when it may.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export RUSTDOCFLAGS ?= -D warnings --html-in-header docs/katex-header.html
+
+.PHONY: demo test check doc bench install-system-packages
+.DEFAULT_GOAL := demo
+
+demo: install-system-packages ## prune the small model by every method and compare perplexities
+	cargo run --release -- demo
+
+test: install-system-packages ## every test; ends with the names of what was skipped
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	cargo test --release 2>&1 | tee "$$log"; \
+	skipped=$$(sed -n 's/^test \(.*[^ ]\) *\.\.\. ignored.*/  \1/p' "$$log"); \
+	if [ -n "$$skipped" ]; then \
+	    printf '\nskipped (texts: set DUOGPT_TEXTS, see tests/texts.rs):\n%s\n' "$$skipped"; \
+	else printf '\nnothing was skipped\n'; fi; \
+	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 } \
+	    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$$log"
+
+check: install-system-packages ## formatting, lints, documentation
+	cargo fmt --check
+	cargo clippy --release --all-targets -- -D warnings
+	cargo doc --no-deps
+
+doc: ## the documentation, with formulas
+	cargo doc --no-deps --open
+
+bench: install-system-packages ## criterion benches; figures in benches/README.md
+	cargo bench
+
+install-system-packages:
+	@if ! pkg-config --exists openblas 2>/dev/null; then \
+	    as_root=; \
+	    if [ "$$(id -u)" != 0 ]; then as_root="sudo -n"; fi; \
+	    if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
+	        echo "installing libopenblas-dev and pkg-config"; \
+	        $$as_root apt-get update -qq && $$as_root apt-get install -y -qq libopenblas-dev pkg-config >/dev/null; \
+	    else \
+	        echo "Please install OpenBLAS first, for instance: sudo apt-get install libopenblas-dev pkg-config" >&2; \
+	        exit 1; \
+	    fi; \
+	fi
+	@command -v cc >/dev/null || { echo "Please install a C compiler, for instance: sudo apt-get install gcc" >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo "Please install Rust 1.95 or newer: https://rustup.rs" >&2; exit 1; }

@@ -1,0 +1,498 @@
+//! Bad input: a clear message that names the file and what was expected, exit code 2, nothing written. And what the
+//! command line promises of good input.
+
+mod common;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{duogpt, fixture, read_json};
+use duogpt::calibrate::windows::{Cut, Windows};
+use duogpt::llama::Checkpoint;
+use duogpt::llama::tokenizer::Tokenizer;
+use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
+use tempfile::TempDir;
+
+/// A scratch directory with a copy of nano-llama in `model/`.
+struct Scratch {
+    directory: TempDir,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self::of("nano-llama")
+    }
+
+    fn of(model: &str) -> Self {
+        let scratch = Scratch { directory: tempfile::tempdir().unwrap() };
+        fs::create_dir(scratch.path("model")).unwrap();
+        for entry in fs::read_dir(fixture(model)).unwrap() {
+            let from = entry.unwrap().path();
+            fs::copy(&from, scratch.path("model").join(from.file_name().unwrap())).unwrap();
+        }
+        scratch
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().into()
+    }
+
+    /// Runs `prune` on `model/` into `pruned/`, calibrated on the model's token file, with more flags.
+    fn prune(&self, flags: &[&str]) -> std::process::Output {
+        let (model, output) = (self.text("model"), self.text("pruned"));
+        let mut arguments = vec!["prune", "--model", &model, "--output", &output];
+        arguments.extend(flags);
+        duogpt(&arguments)
+    }
+
+    fn calibration(&self) -> String {
+        self.text("model/tokens-calibration.safetensors")
+    }
+
+    /// Pruning must be refused with exit code 2 and a message that holds all of `expected`, and leave nothing.
+    fn refuses(&self, flags: &[&str], expected: &[&str]) {
+        let before = self.listing();
+        let outcome = self.prune(flags);
+        let message = String::from_utf8_lossy(&outcome.stderr);
+        assert_eq!(outcome.status.code(), Some(2), "{message}");
+        for part in expected {
+            assert!(message.contains(part), "`{part}` is not in: {message}");
+        }
+        assert!(!message.contains("panicked"), "{message}");
+        assert_eq!(self.listing(), before, "something was written");
+    }
+
+    fn refuses_model(&self, expected: &[&str]) {
+        self.refuses(&["--tokens", &self.calibration(), "--block-size", "32"], expected);
+    }
+
+    fn listing(&self) -> Vec<PathBuf> {
+        let mut names: Vec<PathBuf> =
+            fs::read_dir(self.directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        names
+    }
+
+    fn edit_config(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.path("model/config.json");
+        let mut json = read_json(&path);
+        edit(&mut json);
+        fs::write(path, json.to_string()).unwrap();
+    }
+
+    /// Rewrites the weights: `change` may alter a tensor's bytes and shape, or drop it.
+    fn edit_weights(&self, change: impl Fn(&str, &mut Vec<u8>, &mut Vec<usize>) -> bool) {
+        let path = self.path("model/model.safetensors");
+        let source = TensorFile::open(&fixture("nano-llama/model.safetensors")).unwrap();
+        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        for (name, info) in source.in_file_order() {
+            let (mut bytes, mut shape) = (source.bytes(name).unwrap().to_vec(), info.shape.clone());
+            if change(name, &mut bytes, &mut shape) {
+                tensors.push((name.into(), info.dtype, shape, bytes));
+            }
+        }
+        let headers = tensors.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.as_slice()));
+        let writer = TensorWriter::create(&path, headers, &HashMap::new()).unwrap();
+        for (name, _, _, bytes) in &tensors {
+            writer.write(name, bytes).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+}
+
+const UP: &str = "model.layers.1.mlp.up_proj.weight";
+
+#[test]
+fn a_missing_model_text_or_token_file() {
+    let scratch = Scratch::new();
+    scratch.refuses(
+        &["--tokens", &scratch.text("nowhere.safetensors")],
+        &["nowhere.safetensors", "No such file"],
+    );
+    fs::copy(fixture("tiny-llama/tokenizer.json"), scratch.path("model/tokenizer.json")).unwrap();
+    scratch.refuses(&["--text", &scratch.text("nowhere.txt")], &["nowhere.txt", "No such file"]);
+    fs::remove_file(scratch.path("model/tokenizer.json")).unwrap();
+    scratch.refuses(&["--text", &scratch.text("nowhere.txt")], &["tokenizer.json", "missing", "--tokens"]);
+    fs::remove_file(scratch.path("model/model.safetensors")).unwrap();
+    scratch.refuses_model(&["model.safetensors", "converted to safetensors"]);
+    fs::remove_file(scratch.path("model/config.json")).unwrap();
+    scratch.refuses_model(&["config.json", "Hugging Face model directory"]);
+    fs::remove_dir_all(scratch.path("model")).unwrap();
+    scratch.refuses_model(&["model", "no such directory"]);
+}
+
+#[test]
+fn no_calibration_data() {
+    Scratch::new().refuses(&[], &["duogpt needs calibration data"]);
+    Scratch::new().refuses(&["--method", "wanda"], &["wanda needs calibration data"]);
+}
+
+#[test]
+fn a_truncated_weight_file() {
+    let scratch = Scratch::new();
+    let path = scratch.path("model/model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    for length in [0, 5, 8, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        scratch.refuses_model(&["model.safetensors", "truncated"]);
+    }
+}
+
+#[test]
+fn a_missing_tensor() {
+    let scratch = Scratch::new();
+    scratch.edit_weights(|name, _, _| name != UP);
+    scratch.refuses_model(&[UP, "missing", "model"]);
+}
+
+#[test]
+fn a_tensor_of_the_wrong_shape() {
+    let scratch = Scratch::new();
+    scratch.edit_weights(|name, _, shape| {
+        if name == UP {
+            shape.reverse();
+        }
+        true
+    });
+    scratch.refuses_model(&["model.safetensors", UP, "[64, 176]", "expected [176, 64]"]);
+}
+
+#[test]
+fn an_architecture_that_is_not_supported() {
+    let scratch = Scratch::new();
+    scratch.edit_config(|json| json["architectures"][0] = "MambaForCausalLM".into());
+    scratch.refuses_model(&["config.json", "MambaForCausalLM", "supported: LlamaForCausalLM"]);
+    scratch.edit_config(|json| {
+        json["architectures"][0] = "LlamaForCausalLM".into();
+        json["rope_scaling"] = serde_json::json!({"rope_type": "yarn", "factor": 2.0});
+    });
+    scratch.refuses_model(&["config.json", "yarn", "supported: \"llama3\""]);
+}
+
+#[test]
+fn a_config_that_makes_no_sense() {
+    for (key, value, expected) in [
+        ("hidden_size", serde_json::json!(0), "`hidden_size` is 0"),
+        ("hidden_size", serde_json::json!(-64), "`hidden_size` is -64"),
+        ("vocab_size", serde_json::json!("many"), "`vocab_size` is \"many\""),
+        ("intermediate_size", serde_json::json!(1e300), "`intermediate_size` is 1e+300"),
+        ("num_key_value_heads", serde_json::json!(3), "no multiple of `num_key_value_heads` 3"),
+        ("num_hidden_layers", serde_json::Value::Null, "`num_hidden_layers` is missing"),
+        ("num_hidden_layers", serde_json::json!(2), "`num_hidden_layers` is 2, but tensor"),
+        ("num_hidden_layers", serde_json::json!(4), "model.layers.3."),
+    ] {
+        let scratch = Scratch::new();
+        scratch.edit_config(|json| json[key] = value);
+        scratch.refuses_model(&[expected]);
+    }
+    let scratch = Scratch::new();
+    fs::write(scratch.path("model/config.json"), "{").unwrap();
+    scratch.refuses_model(&["config.json", "not JSON"]);
+}
+
+#[test]
+fn nan_in_the_weights() {
+    let scratch = Scratch::new();
+    scratch.edit_weights(|name, bytes, _| {
+        if name == UP {
+            // Row 2, column 3 of a 176 x 64 matrix of f32.
+            bytes[4 * (2 * 64 + 3)..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+        true
+    });
+    scratch.refuses_model(&["model.safetensors", UP, "not finite", "[2, 3]"]);
+}
+
+#[test]
+fn settings_out_of_range() {
+    let scratch = Scratch::new();
+    let tokens = scratch.calibration();
+    for sparsity in ["1", "1.5", "-0.1", "NaN", "4:4", "half"] {
+        scratch
+            .refuses(&["--tokens", &tokens, "--weight-sparsity", sparsity], &["--weight-sparsity", sparsity]);
+    }
+    for sparsity in ["1", "-0.1", "inf"] {
+        let flag = format!("--activation-sparsity={sparsity}");
+        scratch.refuses(&["--tokens", &tokens, &flag], &["--activation-sparsity", sparsity]);
+    }
+    scratch.refuses(&["--tokens", &tokens, "--weight-sparsity", "2:3"], &["2:3", "divide"]);
+    scratch.refuses(&["--tokens", &tokens, "--block-size", "0"], &["block size", "positive"]);
+    scratch.refuses(&["--tokens", &tokens, "--damping=-1"], &["damping", "-1"]);
+    scratch.refuses(
+        &["--tokens", &tokens, "--column-order", "interleaved", "--interleave-run", "48"],
+        &["runs of 48", "block size 128"],
+    );
+}
+
+#[test]
+fn texts_and_tokens_that_do_not_do() {
+    let scratch = Scratch::new();
+    fs::copy(fixture("tiny-llama/tokenizer.json"), scratch.path("model/tokenizer.json")).unwrap();
+    let with_text = |name: &str, content: &[u8], expected: &[&str]| {
+        fs::write(scratch.path("model").join(name), content).unwrap();
+        let text = scratch.text(&format!("model/{name}"));
+        scratch.refuses(&["--text", &text, "--sequence-length", "64"], expected);
+    };
+    with_text("empty.txt", b"", &["empty.txt", "the text is empty"]);
+    with_text("blank.txt", b" \n\n ", &["blank.txt", "the text is empty"]);
+    with_text("short.txt", b"aaaa", &["short.txt", "fewer than one window of 64"]);
+    with_text("binary.txt", &[0xff, 0xfe, 0x00], &["binary.txt", "not UTF-8"]);
+    with_text("broken.jsonl", b"{\"text\": \"a\"}\n{\"text\": ", &["broken.jsonl", "line 2 is not JSON"]);
+    with_text("other.jsonl", b"{\"texts\": \"a\"}\n", &["other.jsonl", "line 1 has no field `text`"]);
+    // tiny-llama's tokenizer knows more tokens than nano-llama's vocabulary.
+    let text = fixture("tiny-llama/sampled-calibration.txt");
+    scratch.refuses(
+        &["--text", text.to_str().unwrap(), "--sequence-length", "64"],
+        &["outside the model's vocabulary of 320"],
+    );
+    scratch.refuses(
+        &["--text", text.to_str().unwrap(), "--sequence-length", "4096"],
+        &["exceed the model's context of 128"],
+    );
+
+    let tokens = scratch.calibration();
+    scratch.refuses(&["--tokens", &tokens, "--samples", "1000"], &["fewer than the 1000 asked for"]);
+    scratch.refuses(&["--tokens", &tokens, "--samples", "0"], &["no windows are asked for"]);
+    scratch.refuses(&["--tokens", &tokens, "--sequence-length", "7"], &["--sequence-length is 7"]);
+    let weights = scratch.text("model/model.safetensors");
+    scratch.refuses(&["--tokens", &weights], &["model.safetensors", "tensor `tokens` is missing"]);
+}
+
+#[test]
+fn an_output_directory_that_exists_or_cannot_be() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("pruned")).unwrap();
+    scratch.refuses_model(&["pruned", "exists already"]);
+    fs::remove_dir(scratch.path("pruned")).unwrap();
+    let output = scratch.text("nowhere/pruned");
+    scratch.refuses(
+        &["--tokens", &scratch.calibration(), "--output", &output],
+        &["nowhere", "no such directory"],
+    );
+}
+
+#[test]
+fn weights_that_do_not_fit_the_output_type() {
+    let scratch = Scratch::new();
+    scratch.edit_weights(|name, bytes, _| {
+        if name == "lm_head.weight" {
+            bytes[..4].copy_from_slice(&1e6f32.to_le_bytes());
+        }
+        true
+    });
+    let tokens = scratch.calibration();
+    scratch.refuses(
+        &["--tokens", &tokens, "--block-size", "32", "--dtype", "f16"],
+        &["lm_head.weight", "1e6", "F16", "--dtype"],
+    );
+}
+
+/// Exit code and files of a run that should do.
+fn prunes(scratch: &Scratch, flags: &[&str]) -> Vec<u8> {
+    let tokens = scratch.calibration();
+    let mut all = vec!["--tokens", tokens.as_str(), "--block-size", "32"];
+    all.extend(flags);
+    let outcome = scratch.prune(&all);
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    outcome.stdout
+}
+
+#[test]
+fn a_run_repeats_bit_for_bit_on_any_number_of_threads() {
+    let run = |threads: &str| {
+        let scratch = Scratch::new();
+        let (model, output, tokens) = (scratch.text("model"), scratch.text("pruned"), scratch.calibration());
+        let outcome = std::process::Command::new(env!("CARGO_BIN_EXE_duogpt"))
+            .args([
+                "prune",
+                "--model",
+                &model,
+                "--output",
+                &output,
+                "--tokens",
+                &tokens,
+                "--block-size",
+                "32",
+            ])
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .unwrap();
+        assert!(outcome.status.success());
+        fs::read(scratch.path("pruned/model.safetensors")).unwrap()
+    };
+    let first = run("2");
+    assert!(first == run("2"));
+    assert!(first == run("1"));
+    assert!(first == run("3"));
+}
+
+#[test]
+fn the_output_keeps_names_types_and_files_and_reports_what_was_done() {
+    let scratch = Scratch::of("llama3");
+    let stdout = {
+        let tokens = scratch.text("model/golden-logits.safetensors");
+        let outcome =
+            scratch.prune(&["--tokens", &tokens, "--block-size", "16", "--weight-sparsity", "2:4", "--json"]);
+        assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+        outcome.stdout
+    };
+    let (source, pruned) = (
+        Checkpoint::open(&scratch.path("model")).unwrap(),
+        Checkpoint::open(&scratch.path("pruned")).unwrap(),
+    );
+    assert_eq!(source.config, pruned.config);
+    assert_eq!(source.shards().len(), 2);
+    for (source, pruned) in source.shards().iter().zip(pruned.shards()) {
+        assert_eq!(source.path().file_name(), pruned.path().file_name());
+        assert_eq!(source.names().collect::<Vec<_>>(), pruned.names().collect::<Vec<_>>());
+        for name in source.names() {
+            assert_eq!(source.info(name).unwrap().dtype, pruned.info(name).unwrap().dtype, "{name}");
+            if !name.contains("_proj") {
+                assert_eq!(source.bytes(name).unwrap(), pruned.bytes(name).unwrap(), "{name}");
+            }
+        }
+    }
+    let index = read_json(&scratch.path("pruned/model.safetensors.index.json"));
+    assert_eq!(
+        index["weight_map"],
+        read_json(&scratch.path("model/model.safetensors.index.json"))["weight_map"]
+    );
+
+    let report = read_json(&scratch.path("pruned/prune-report.json"));
+    assert_eq!(report, serde_json::from_slice::<serde_json::Value>(&stdout).unwrap());
+    let linears = report["linears"].as_array().unwrap();
+    assert_eq!(linears.len(), 2 * 7);
+    for linear in linears {
+        assert_eq!(linear["zeros"].as_u64().unwrap() * 2, linear["weights"].as_u64().unwrap(), "{linear}");
+        let error = linear["relative_output_error"].as_f64().unwrap();
+        assert!(error > 0.0, "{linear}");
+    }
+    assert_eq!(report["config"]["weight_sparsity"], "2:4");
+    assert_eq!(report["totals"]["sparsity"], 0.5);
+}
+
+#[test]
+fn another_type_is_written_everywhere_and_said_in_the_config() {
+    for (dtype, name) in [("bf16", "bfloat16"), ("f16", "float16"), ("f64", "float64")] {
+        let scratch = Scratch::new();
+        prunes(&scratch, &["--dtype", dtype]);
+        let pruned = Checkpoint::open(&scratch.path("pruned")).unwrap();
+        assert!(
+            pruned.shards()[0]
+                .in_file_order()
+                .iter()
+                .all(|(_, info)| format!("{:?}", info.dtype).to_lowercase() == dtype)
+        );
+        assert_eq!(read_json(&scratch.path("pruned/config.json"))["torch_dtype"], name);
+    }
+}
+
+#[test]
+fn magnitude_needs_no_data() {
+    let scratch = Scratch::new();
+    let outcome = scratch.prune(&["--method", "magnitude"]);
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    let report = read_json(&scratch.path("pruned/prune-report.json"));
+    assert!(report["calibration"].is_null() && report["linears"][0]["relative_output_error"].is_null());
+}
+
+#[test]
+fn rounding_the_activations_changes_the_result_and_is_reported() {
+    let weights = |flags: &[&str]| {
+        let scratch = Scratch::new();
+        prunes(&scratch, flags);
+        let report = read_json(&scratch.path("pruned/prune-report.json"));
+        (fs::read(scratch.path("pruned/model.safetensors")).unwrap(), report["activation_dtype"].clone())
+    };
+    let (plain, none) = weights(&[]);
+    let (rounded, bf16) = weights(&["--activation-dtype", "bf16"]);
+    let (same, _) = weights(&["--activation-dtype", "f32"]); // the arithmetic is f32 already
+    assert!(plain != rounded && plain == same);
+    assert_eq!((none, bf16), (serde_json::Value::Null, "bf16".into()));
+}
+
+#[test]
+fn a_text_is_cut_at_seeded_random_starts() {
+    let model = Checkpoint::open(&fixture("tiny-llama")).unwrap();
+    let tokenizer = Tokenizer::read(&fixture("tiny-llama")).unwrap();
+    let text = fixture("tiny-llama/sampled-calibration.txt");
+    let windows = |cut| Windows::from_text(&text, &tokenizer, &model.config, 64, cut).unwrap().tokens;
+    let all = tokenizer.encode(&fs::read_to_string(&text).unwrap()).unwrap();
+    let random = windows(Cut::Random { samples: 8, seed: 0 });
+    assert_eq!(random, windows(Cut::Random { samples: 8, seed: 0 }));
+    assert_ne!(random, windows(Cut::Random { samples: 8, seed: 1 }));
+    for window in random.outer_iter() {
+        let window = window.to_vec();
+        assert!(all.windows(64).any(|piece| piece == window));
+    }
+    let consecutive = windows(Cut::Consecutive { limit: None });
+    assert_eq!(consecutive.nrows(), all.len() / 64);
+    assert_eq!(consecutive.iter().copied().collect::<Vec<_>>(), all[..all.len() / 64 * 64]);
+
+    // The same documents as JSONL, joined by blank lines.
+    let directory = tempfile::tempdir().unwrap();
+    let (one, jsonl) = (directory.path().join("a.txt"), directory.path().join("a.jsonl"));
+    fs::write(&one, "first document about a river\n\nsecond document about a hill").unwrap();
+    fs::write(
+        &jsonl,
+        "{\"text\": \"first document about a river\"}\n\n{\"text\": \"second document about a hill\"}\n",
+    )
+    .unwrap();
+    let cut = |path: &Path| {
+        Windows::from_text(path, &tokenizer, &model.config, 8, Cut::Consecutive { limit: None })
+            .unwrap()
+            .tokens
+    };
+    assert_eq!(cut(&one), cut(&jsonl));
+}
+
+#[test]
+fn verify_reports_stages_and_fails_with_exit_code_1() {
+    let golden = fixture("golden");
+    let outcome = duogpt(&["verify", "--fixtures", golden.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&outcome.stdout);
+    assert!(outcome.status.success() && text.contains("22 files") && text.contains(", 0 failed"), "{text}");
+    assert!(text.contains("PASS  factor: L^T") && !text.contains("FAIL"), "{text}");
+
+    let scratch = tempfile::tempdir().unwrap();
+    let mut bytes = fs::read(golden.join("basic.safetensors")).unwrap();
+    let setting = b"\"percdamp\":\"0.01\"";
+    let at = bytes.windows(setting.len()).position(|window| window == setting).unwrap();
+    bytes[at..at + setting.len()].copy_from_slice(b"\"percdamp\":\"0.09\"");
+    fs::write(scratch.path().join("changed.safetensors"), bytes).unwrap();
+    let outcome = duogpt(&["verify", "--fixtures", scratch.path().to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&outcome.stdout);
+    assert_eq!(outcome.status.code(), Some(1), "{text}");
+    assert!(text.contains("FAIL  factor: L^T") && text.contains("first at row"), "{text}");
+
+    let empty = tempfile::tempdir().unwrap();
+    let outcome = duogpt(&["verify", "--fixtures", empty.path().to_str().unwrap()]);
+    assert_eq!(outcome.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&outcome.stderr).contains("no safetensors files"));
+}
+
+#[test]
+fn inspect_lists_shapes_types_and_sparsity() {
+    let scratch = Scratch::new();
+    prunes(&scratch, &["--method", "wanda"]);
+    let outcome = duogpt(&["inspect", &scratch.text("pruned")]);
+    let text = String::from_utf8_lossy(&outcome.stdout);
+    let line = text.lines().find(|line| line.starts_with(UP)).unwrap();
+    assert!(line.contains("F32") && line.contains("176 x 64") && line.contains("sparsity 0.5000"), "{line}");
+    assert!(text.lines().any(|line| line.starts_with("model.norm.weight")), "{text}");
+}
+
+#[test]
+fn the_demo_without_its_model_says_where_it_looked() {
+    let empty = tempfile::tempdir().unwrap();
+    let fixtures = empty.path().to_str().unwrap();
+    let outcome = duogpt(&["demo", "--fixtures", fixtures, "--output", fixtures]);
+    let message = String::from_utf8_lossy(&outcome.stderr);
+    assert_eq!(outcome.status.code(), Some(2));
+    assert!(message.contains(fixtures) && message.contains("--fixtures DIR"), "{message}");
+}

@@ -1,0 +1,138 @@
+//! What several test files share.
+#![allow(dead_code)] // each test file uses its part
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use duogpt::backend::Cpu;
+use duogpt::calibrate::streams::Activations;
+use duogpt::calibrate::windows::Windows;
+use duogpt::calibrate::{PruneJob, Silent};
+use duogpt::evaluate::perplexity::perplexity;
+use duogpt::linalg::Scalar;
+use duogpt::llama::Checkpoint;
+use duogpt::reference::{Alpha, ColumnOrder, LazyUpdate, Method, PruneConfig, Sparsity, Threshold};
+use duogpt::tensors::FloatType;
+use libtest_mimic::Failed;
+use serde_json::Value;
+
+/// A file or directory under `fixtures/`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// Runs the command-line program.
+pub fn duogpt(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_duogpt")).args(arguments).output().expect("the program starts")
+}
+
+pub fn read_json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The settings of a run of an `upstream*.json`.
+pub fn method(run: &Value) -> Option<Method> {
+    let config = &run["config"];
+    let sparsity = || match &config["weight_sparsity"] {
+        Value::String(text) => text.parse().unwrap(),
+        number => Sparsity::Unstructured(number.as_f64().unwrap()),
+    };
+    let second_order = || PruneConfig {
+        block_size: config["block_size"].as_u64().unwrap() as usize,
+        damping: config["damping"].as_f64().unwrap(),
+        alpha: Alpha::both(config["alpha"].as_f64().unwrap()),
+        column_order: match config["column_order"].as_str().unwrap() {
+            "natural" => ColumnOrder::Natural,
+            "hessian" => ColumnOrder::Hessian,
+            other => panic!("column order {other}"),
+        },
+        threshold: match config["threshold"].as_str().unwrap() {
+            "inclusive" => Threshold::Inclusive,
+            other => panic!("threshold {other}"),
+        },
+        lazy_update: match config["lazy_update"].as_str().unwrap() {
+            "pruned" => LazyUpdate::Pruned,
+            other => panic!("lazy update {other}"),
+        },
+        ..PruneConfig::upstream(sparsity())
+    };
+    match run["method"].as_str().unwrap() {
+        "dense" => None,
+        "magnitude" => Some(Method::Magnitude(sparsity())),
+        "wanda" => Some(Method::Wanda(sparsity())),
+        "sparsegpt" => Some(Method::SparseGpt(second_order())),
+        "duogpt" => Some(Method::DuoGpt(second_order())),
+        other => panic!("method {other}"),
+    }
+}
+
+/// A whole-model run of the original to compare with: `<model>/<file>`, calibrated and measured on 32 windows.
+pub struct Published<'a> {
+    pub model: PathBuf,
+    pub runs: &'a Value,
+    pub calibration: PathBuf,
+    pub evaluation: PathBuf,
+}
+
+impl Published<'_> {
+    /// Repeats one run in the arithmetic `T`, weights kept in that type as the original kept them; returns perplexity
+    /// with dense and with sparse activations.
+    pub fn repeat<T: Scalar>(&self, name: &str) -> Result<(f64, f64), Failed> {
+        let run = &self.runs[name];
+        let dense = Checkpoint::open(&self.model)?;
+        let windows = |path: &Path| Windows::from_tokens(path, &dense.config, None, Some(32));
+        let (calibration, evaluation) = (windows(&self.calibration)?, windows(&self.evaluation)?);
+        let activation_sparsity = run["activation_sparsity"].as_f64().unwrap();
+        let directory = tempfile::tempdir()?;
+        let output = directory.path().join("pruned");
+        let model = match method(run) {
+            None => dense,
+            Some(method) => {
+                let job = PruneJob {
+                    checkpoint: &dense,
+                    windows: Some(&calibration),
+                    method,
+                    activation_sparsity,
+                    activation_dtype: None,
+                    dtype: Some(if T::NAME == "f64" { FloatType::F64 } else { FloatType::F32 }),
+                    output: &output,
+                };
+                job.run::<T, _>(&Cpu, &Silent)?;
+                Checkpoint::open(&output)?
+            }
+        };
+        let measure = |sparsity| -> Result<f64, Failed> {
+            let activations = Activations { round_to: None, sparsity };
+            Ok(perplexity::<T, _>(&model, &evaluation, activations, &Cpu, &Silent)?.perplexity)
+        };
+        Ok((measure(0.0)?, measure(activation_sparsity)?))
+    }
+
+    /// Holds one run to the published perplexities within 3 %: the noise floor of a model with exact ties, where one
+    /// tie broken differently moves the final perplexity by up to 1 %.
+    pub fn holds<T: Scalar>(&self, name: &str) -> Result<(), Failed> {
+        let (dense, sparse) = self.repeat::<T>(name)?;
+        let run = &self.runs[name];
+        for (found, key) in
+            [(dense, "perplexity_dense_activations"), (sparse, "perplexity_sparse_activations")]
+        {
+            let published = run[key].as_f64().unwrap();
+            let within = (found / published - 1.0).abs() <= 0.03;
+            if !within {
+                return Err(format!("{key}: {found}, the original has {published}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// With sparse activations DuoGPT is better than SparseGPT, and SparseGPT better than magnitude and Wanda.
+    pub fn keeps_the_order<T: Scalar>(&self, duogpt: &str, sparsegpt: &str) -> Result<(), Failed> {
+        let sparse = |name| self.repeat::<T>(name).map(|(_, sparse)| sparse);
+        let (duogpt, sparsegpt) = (sparse(duogpt)?, sparse(sparsegpt)?);
+        let (magnitude, wanda) = (sparse("magnitude")?, sparse("wanda")?);
+        if duogpt < sparsegpt && sparsegpt < magnitude && sparsegpt < wanda {
+            return Ok(());
+        }
+        Err(format!("duogpt {duogpt}, sparsegpt {sparsegpt}, magnitude {magnitude}, wanda {wanda}").into())
+    }
+}
