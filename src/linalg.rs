@@ -29,7 +29,7 @@ pub trait Scalar: NdFloat + LinalgScalar + std::iter::Sum + serde::Serialize {
     /// Total order of IEEE 754, in which -0 < +0 and NaNs have places.
     fn total_order(&self, other: &Self) -> Ordering;
 
-    /// Replaces a symmetric matrix (k x k, both triangles set) by its lower Cholesky factor, upper triangle 0.
+    /// Replaces a symmetric matrix (k x k, row-major, both triangles set) by its lower Cholesky factor, upper triangle 0.
     ///
     /// # Errors
     /// The 0-based column of the first pivot that is not positive.
@@ -68,7 +68,7 @@ macro_rules! scalar {
                 }
             }
             fn invert_small_lower(a: Array2<Self>) -> Array2<Self> {
-                let identity = Array2::eye(a.nrows());
+                let identity = row_major(Array2::eye(a.nrows()).view());
                 a.solve_triangular_into(UPLO::Lower, Diag::NonUnit, identity)
                     .expect("triangular with a non-zero diagonal")
             }
@@ -146,6 +146,11 @@ pub fn gram<T: Scalar>(alpha: f64, a: ArrayView2<T>, beta: f64, c: &mut Array2<T
     mirror_lower(c);
 }
 
+/// A copy with the strides that LAPACK's wrapper accepts: of a 1 x 1 matrix ndarray may keep others.
+pub(crate) fn row_major<T: Scalar>(a: ArrayView2<T>) -> Array2<T> {
+    Array2::from_shape_vec(a.dim(), a.iter().copied().collect()).expect("one value per entry")
+}
+
 /// Copies the lower triangle onto the upper one.
 fn mirror_lower<T: Scalar>(c: &mut Array2<T>) {
     let n = c.nrows();
@@ -178,7 +183,7 @@ pub fn invert_lower<T: Scalar>(mut l: ArrayViewMut2<T>) {
         return;
     }
     if n <= SMALL {
-        let inverse = T::invert_small_lower(l.to_owned());
+        let inverse = T::invert_small_lower(row_major(l.view()));
         l.assign(&inverse);
         return;
     }

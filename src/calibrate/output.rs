@@ -28,7 +28,7 @@ impl OutputDirectory {
     /// [`CheckpointError`] when the target exists or its parent does not.
     pub fn check(target: &Path) -> Result<(), CheckpointError> {
         let problem = |path: &Path, detail: &str| {
-            Err(CheckpointError::Missing { path: path.into(), detail: detail.into() })
+            Err(CheckpointError::Unusable { path: path.into(), detail: detail.into() })
         };
         if target.symlink_metadata().is_ok() {
             return problem(target, "the output directory exists already; choose another or remove it");

@@ -38,7 +38,7 @@ impl Checkpoint {
     /// [`CheckpointError`], naming the file and the tensor.
     pub fn open(directory: &Path) -> Result<Self, CheckpointError> {
         if !directory.is_dir() {
-            return Err(CheckpointError::Missing {
+            return Err(CheckpointError::Unusable {
                 path: directory.into(),
                 detail: "no such directory; expected a Hugging Face model directory".into(),
             });
@@ -217,7 +217,7 @@ fn open_shards(directory: &Path) -> Result<Shards, CheckpointError> {
     let single = directory.join("model.safetensors");
     if !index.is_file() {
         if !single.is_file() {
-            return Err(CheckpointError::Missing {
+            return Err(CheckpointError::Unusable {
                 path: directory.into(),
                 detail: "has neither model.safetensors nor model.safetensors.index.json; other weight formats must be \
                          converted to safetensors first"
@@ -252,7 +252,7 @@ fn open_shards(directory: &Path) -> Result<Shards, CheckpointError> {
     for (file, names) in files {
         let path = directory.join(&file);
         if !path.is_file() {
-            return Err(CheckpointError::Missing {
+            return Err(CheckpointError::Unusable {
                 path,
                 detail: format!("missing; {} names it", index.display()),
             });

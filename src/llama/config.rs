@@ -57,7 +57,7 @@ impl LlamaConfig {
     /// # Errors
     /// [`CheckpointError`]: not there, not JSON, a value missing or out of range, another architecture.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
-        let text = std::fs::read_to_string(path).map_err(|error| CheckpointError::Missing {
+        let text = std::fs::read_to_string(path).map_err(|error| CheckpointError::Unusable {
             path: path.into(),
             detail: format!("cannot be read ({error}); expected a Hugging Face model directory"),
         })?;

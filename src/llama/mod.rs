@@ -19,9 +19,9 @@ pub enum CheckpointError {
     /// A weight file.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// A file that should be there is not.
+    /// A file or directory that is not there, cannot be read, or is in the way.
     #[error("{}: {detail}", path.display())]
-    Missing {
+    Unusable {
         /// The file or directory.
         path: PathBuf,
         /// What was looked for, and what to do.

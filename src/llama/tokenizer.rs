@@ -15,7 +15,7 @@ impl Tokenizer {
     pub fn read(directory: &Path) -> Result<Self, CheckpointError> {
         let path = directory.join("tokenizer.json");
         if !path.is_file() {
-            return Err(CheckpointError::Missing {
+            return Err(CheckpointError::Unusable {
                 path,
                 detail:
                     "missing; give token windows with --tokens instead of a text, or convert the tokenizer \

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, s};
 
-use crate::linalg::{Scalar, invert_lower};
+use crate::linalg::{Scalar, invert_lower, row_major};
 
 /// Why a Hessian has no factor.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -72,15 +72,14 @@ pub fn damp<T: Scalar>(hessian: &mut Array2<T>, damping: f64) {
 pub fn factor<T: Scalar>(hessian: Array2<T>) -> Result<Array2<T>, FactorError> {
     check_hessian(&hessian)?;
     let k = hessian.nrows();
-    // The copy makes the reversed matrix contiguous, as LAPACK wants it.
-    let mut m = hessian.slice(s![..;-1, ..;-1]).as_standard_layout().into_owned();
+    let mut m = row_major(hessian.slice(s![..;-1, ..;-1]));
     if let Err(reversed) = T::cholesky_in_place(&mut m) {
         let column = k - 1 - reversed;
         return Err(FactorError::NotPositiveDefinite { column, pivot: hessian[(column, column)].widen() });
     }
     drop(hessian);
     check_finite("factor", &m)?; // LAPACK lets NaN and overflow through
-    let mut l = m.slice(s![..;-1, ..;-1]).t().as_standard_layout().into_owned(); // R^T, lower
+    let mut l = row_major(m.slice(s![..;-1, ..;-1]).t()); // R^T, lower
     drop(m);
     invert_lower(l.view_mut());
     check_finite("factor", &l)?;
