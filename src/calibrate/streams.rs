@@ -38,7 +38,7 @@ pub struct Stream<'a, T, B> {
 }
 
 impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
-    /// At the bottom of the model.
+    /// Windows at the bottom of the model.
     pub fn new(
         forward: &'a Forward<T>,
         backend: &'a B,
@@ -47,6 +47,16 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
         activations: Activations,
     ) -> Self {
         let states = windows.tokens.outer_iter().map(|tokens| State::embed(embedding, tokens)).collect();
+        Self::of(forward, backend, states, activations)
+    }
+
+    /// Any states at the bottom of the model.
+    pub fn of(
+        forward: &'a Forward<T>,
+        backend: &'a B,
+        states: Vec<State<T>>,
+        activations: Activations,
+    ) -> Self {
         Stream { forward, backend, activations, states }
     }
 

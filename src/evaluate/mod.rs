@@ -1,3 +1,59 @@
 //! How good a model is.
 
 pub mod perplexity;
+pub mod zero_shot;
+
+use ndarray::{Array1, Array2, ArrayView1};
+use rayon::prelude::*;
+
+use crate::backend::Backend;
+use crate::calibrate::Observer;
+use crate::calibrate::streams::Stream;
+use crate::linalg::{Scalar, matmul};
+use crate::llama::Checkpoint;
+use crate::llama::model::{Forward, State};
+use crate::tensors::TensorError;
+
+/// What stands behind the last layer.
+struct Head<'a, T> {
+    forward: &'a Forward<T>,
+    norm: Array1<T>,
+    /// (vocabulary x hidden)
+    weight: Array2<T>,
+}
+
+impl<T: Scalar> Head<'_, T> {
+    /// (tokens x vocabulary), of hidden states (tokens x hidden).
+    fn logits(&self, hidden: &Array2<T>) -> Array2<T> {
+        matmul(self.forward.norm(hidden, &self.norm).view(), self.weight.t())
+    }
+}
+
+/// Takes a stream from the bottom to the top, one layer in memory at a time, and hands each state on with its number.
+/// The observer hears `layers + 1` steps per state.
+fn through_the_model<T: Scalar, B: Backend<T>, R: Send>(
+    checkpoint: &Checkpoint,
+    forward: &Forward<T>,
+    mut stream: Stream<T, B>,
+    observer: &dyn Observer,
+    then: impl Fn(usize, &State<T>, &Head<T>) -> R + Sync,
+) -> Result<Vec<R>, TensorError> {
+    for number in 0..checkpoint.config.num_hidden_layers {
+        let layer = checkpoint.layer::<T>(number)?;
+        checkpoint.drop_pages();
+        stream.layer(&layer, || observer.advance());
+    }
+    let head = Head { forward, norm: checkpoint.final_norm::<T>()?, weight: checkpoint.lm_head::<T>()? };
+    let each = |(i, state): (usize, &State<T>)| {
+        let result = then(i, state, &head);
+        observer.advance();
+        result
+    };
+    Ok(stream.states.par_iter().enumerate().map(each).collect())
+}
+
+/// ln sum exp, in f64.
+fn log_sum_exp<T: Scalar>(logits: ArrayView1<T>) -> f64 {
+    let largest = logits.iter().fold(f64::NEG_INFINITY, |m, x| m.max(x.widen()));
+    largest + logits.iter().map(|x| (x.widen() - largest).exp()).sum::<f64>().ln()
+}

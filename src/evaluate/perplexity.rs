@@ -1,14 +1,14 @@
 //! Perplexity: exp of the mean, over windows, of the mean negative log-likelihood of the window's last T - 1 tokens.
 
 use ndarray::{Array2, ArrayView1, Axis};
-use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::calibrate::Observer;
 use crate::calibrate::streams::{Activations, Stream};
 use crate::calibrate::windows::Windows;
-use crate::linalg::{Scalar, matmul};
+use crate::evaluate::{log_sum_exp, through_the_model};
+use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::llama::model::Forward;
 use crate::tensors::TensorError;
@@ -68,7 +68,7 @@ pub fn logits<T: Scalar, B: Backend<T>>(
     each_logits(checkpoint, windows, activations, backend, &crate::calibrate::Silent, |_, logits| logits)
 }
 
-/// Takes all windows through the model, one layer in memory at a time, and hands each window's logits on.
+/// Takes all windows through the model and hands each window's logits on.
 fn each_logits<T: Scalar, B: Backend<T>, R: Send>(
     checkpoint: &Checkpoint,
     windows: &Windows,
@@ -81,26 +81,11 @@ fn each_logits<T: Scalar, B: Backend<T>, R: Send>(
     observer.begin(((layers + 1) * windows.len()) as u64);
     let forward = Forward::<T>::new(&checkpoint.config, windows.length());
     let embedding = checkpoint.embedding::<T>()?;
-    let mut stream = Stream::new(&forward, backend, embedding.view(), windows, activations);
+    let stream = Stream::new(&forward, backend, embedding.view(), windows, activations);
     drop(embedding);
-    for number in 0..layers {
-        let layer = checkpoint.layer::<T>(number)?;
-        checkpoint.drop_pages();
-        stream.layer(&layer, || observer.advance());
-    }
-    let final_norm = checkpoint.final_norm::<T>()?;
-    let lm_head = checkpoint.lm_head::<T>()?;
-    let logits = |hidden: &Array2<T>| matmul(forward.norm(hidden, &final_norm).view(), lm_head.t());
-    Ok(stream
-        .states
-        .par_iter()
-        .enumerate()
-        .map(|(i, state)| {
-            let result = then(i, logits(&state.hidden));
-            observer.advance();
-            result
-        })
-        .collect())
+    through_the_model(checkpoint, &forward, stream, observer, |i, state, head| {
+        then(i, head.logits(&state.hidden))
+    })
 }
 
 /// Mean negative log-likelihood of tokens 1.. of a window given those before them.
@@ -112,10 +97,4 @@ fn mean_nll<T: Scalar>(logits: &Array2<T>, tokens: ArrayView1<u32>) -> f64 {
         .map(|(logits, &next)| log_sum_exp(logits) - logits[next as usize].widen())
         .sum();
     sum / predicted as f64
-}
-
-/// ln sum exp, in f64.
-fn log_sum_exp<T: Scalar>(logits: ArrayView1<T>) -> f64 {
-    let largest = logits.iter().fold(f64::NEG_INFINITY, |m, x| m.max(x.widen()));
-    largest + logits.iter().map(|x| (x.widen() - largest).exp()).sum::<f64>().ln()
 }

@@ -5,6 +5,7 @@
 //! consecutive query heads.
 
 use std::fmt;
+use std::ops::Range;
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 
@@ -133,9 +134,49 @@ pub fn apply<T: Scalar>(weights: &[Array2<T>], x: ArrayView2<T>) -> Vec<Array2<T
     weights.iter().map(|w| matmul(x, w.t())).collect()
 }
 
-/// Where one sequence stands in the forward pass.
+/// Which tokens see which: a trunk, then branches that each continue the trunk and do not see each other.
+///
+/// So sequences with a common beginning share its rows, and what is computed for them. A single sequence is a trunk
+/// without branches.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    trunk: usize,
+    branches: Vec<Range<usize>>,
+}
+
+impl Layout {
+    /// Rows 0.. are the trunk, then the branches follow one another.
+    pub fn new(trunk: usize, branches: impl IntoIterator<Item = usize>) -> Self {
+        let mut end = trunk;
+        let branches = branches.into_iter().map(|length| {
+            end += length;
+            end - length..end
+        });
+        Layout { trunk, branches: branches.collect() }
+    }
+
+    /// The row of a branch's token at `position`, counted from the beginning of the trunk.
+    pub fn row(&self, branch: usize, position: usize) -> usize {
+        if position < self.trunk { position } else { self.branches[branch].start + position - self.trunk }
+    }
+
+    /// Tokens in all, each counted once.
+    pub fn rows(&self) -> usize {
+        self.branches.last().map_or(self.trunk, |branch| branch.end)
+    }
+
+    /// Runs of rows, each with the number of trunk rows that it sees besides its own up to each token.
+    fn runs(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let branches = self.branches.iter().map(|branch| (self.trunk, branch.clone()));
+        std::iter::once((0, 0..self.trunk)).chain(branches)
+    }
+}
+
+/// Where one sequence, or several with a common beginning, stand in the forward pass.
 #[derive(Clone, Debug)]
 pub struct State<T> {
+    /// Which tokens see which.
+    pub layout: Layout,
     /// The residual stream (tokens x hidden).
     pub hidden: Array2<T>,
     /// The input of the next group (tokens x channels).
@@ -143,13 +184,22 @@ pub struct State<T> {
 }
 
 impl<T: Scalar> State<T> {
-    /// At the bottom of the model: the rows of the embedding (vocabulary x hidden).
+    /// One sequence at the bottom of the model: the rows of the embedding (vocabulary x hidden).
     ///
     /// # Panics
     /// When a token lies outside the vocabulary.
     pub fn embed(embedding: ArrayView2<T>, tokens: ArrayView1<u32>) -> Self {
+        Self::embed_branches(embedding, tokens, Layout::new(tokens.len(), []))
+    }
+
+    /// The same for tokens in the order of a layout's rows.
+    ///
+    /// # Panics
+    /// When a token lies outside the vocabulary, or the layout has another number of rows.
+    pub fn embed_branches(embedding: ArrayView2<T>, tokens: ArrayView1<u32>, layout: Layout) -> Self {
+        assert_eq!(tokens.len(), layout.rows(), "a token per row");
         let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-        State { hidden: embedding.select(Axis(0), &rows), input: Array2::zeros((0, 0)) }
+        State { layout, hidden: embedding.select(Axis(0), &rows), input: Array2::zeros((0, 0)) }
     }
 }
 
@@ -179,9 +229,9 @@ impl<T: Scalar> Forward<T> {
         match group {
             Group::Qkv => {
                 let (mut q, mut k, v) = (next(), next(), next());
-                self.rotary.turn(&mut q);
-                self.rotary.turn(&mut k);
-                state.input = self.attention(&q, &k, &v);
+                self.rotary.turn(&mut q, &state.layout);
+                self.rotary.turn(&mut k, &state.layout);
+                state.input = self.attention(&q, &k, &v, &state.layout);
             }
             Group::O => {
                 state.hidden += &next();
@@ -211,31 +261,45 @@ impl<T: Scalar> Forward<T> {
         out
     }
 
-    /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it.
-    fn attention(&self, q: &Array2<T>, k: &Array2<T>, v: &Array2<T>) -> Array2<T> {
+    /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it in its sequence.
+    fn attention(&self, q: &Array2<T>, k: &Array2<T>, v: &Array2<T>, layout: &Layout) -> Array2<T> {
         let d = self.config.head_dim;
         let queries_per_kv = self.config.num_attention_heads / self.config.num_key_value_heads;
-        let tokens = q.nrows();
         let scale = 1.0 / (d as f64).sqrt();
         // Queries in strips: what lies behind a strip's last token is never computed.
         const STRIP: usize = 128;
-        let mut context = Array2::zeros((tokens, self.config.query_size()));
+        let mut context = Array2::zeros((layout.rows(), self.config.query_size()));
         for head in 0..self.config.num_attention_heads {
             let kv = head / queries_per_kv;
             let (own, shared) = (head * d..(head + 1) * d, kv * d..(kv + 1) * d);
-            for start in (0..tokens).step_by(STRIP) {
-                let end = (start + STRIP).min(tokens);
-                let q = q.slice(s![start..end, own.clone()]);
-                let k = k.slice(s![..end, shared.clone()]);
-                let v = v.slice(s![..end, shared.clone()]);
-                let mut scores = Array2::zeros((end - start, end));
-                gemm(scale, q, k.t(), 0.0, scores.view_mut());
-                for (i, mut row) in scores.axis_iter_mut(Axis(0)).enumerate() {
-                    let (seen, mut unseen) = row.view_mut().split_at(Axis(0), start + i + 1);
-                    unseen.fill(T::zero());
-                    softmax(seen);
+            for (trunk, run) in layout.runs() {
+                for start in run.clone().step_by(STRIP) {
+                    let end = (start + STRIP).min(run.end);
+                    let q = q.slice(s![start..end, own.clone()]);
+                    // The columns of the scores: the trunk, then the run.
+                    let mut scores = Array2::zeros((end - start, trunk + end - run.start));
+                    let (mut on_trunk, mut on_run) = scores.view_mut().split_at(Axis(1), trunk);
+                    if trunk > 0 {
+                        let k = k.slice(s![..trunk, shared.clone()]);
+                        gemm(scale, q, k.t(), 0.0, on_trunk.view_mut());
+                    }
+                    let k = k.slice(s![run.start..end, shared.clone()]);
+                    gemm(scale, q, k.t(), 0.0, on_run.view_mut());
+                    for (i, mut row) in scores.axis_iter_mut(Axis(0)).enumerate() {
+                        let seen = trunk + start - run.start + i + 1;
+                        let (seen, mut unseen) = row.view_mut().split_at(Axis(0), seen);
+                        unseen.fill(T::zero());
+                        softmax(seen);
+                    }
+                    let (on_trunk, on_run) = scores.view().split_at(Axis(1), trunk);
+                    let mut context = context.slice_mut(s![start..end, own.clone()]);
+                    let v_run = v.slice(s![run.start..end, shared.clone()]);
+                    gemm(1.0, on_run, v_run, 0.0, context.view_mut());
+                    if trunk > 0 {
+                        let v_trunk = v.slice(s![..trunk, shared.clone()]);
+                        gemm(1.0, on_trunk, v_trunk, 1.0, context.view_mut());
+                    }
                 }
-                gemm(1.0, scores.view(), v, 0.0, context.slice_mut(s![start..end, own.clone()]));
             }
         }
         context
@@ -271,9 +335,10 @@ impl<T: Scalar> Rotary<T> {
     }
 
     /// Turns every head of `x` (tokens x heads * head_dim): entry i pairs with entry i + head_dim / 2.
-    fn turn(&self, x: &mut Array2<T>) {
+    fn turn(&self, x: &mut Array2<T>, layout: &Layout) {
         let half = self.cos.ncols();
-        for (position, mut token) in x.axis_iter_mut(Axis(0)).enumerate() {
+        let positions = layout.runs().flat_map(|(trunk, run)| trunk..trunk + run.len());
+        for (position, mut token) in positions.zip(x.axis_iter_mut(Axis(0))) {
             let (cos, sin) = (self.cos.row(position), self.sin.row(position));
             for mut head in token.axis_chunks_iter_mut(Axis(0), 2 * half) {
                 let (first, second) = head.view_mut().split_at(Axis(0), half);

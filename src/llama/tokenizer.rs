@@ -1,11 +1,16 @@
 //! `tokenizer.json`, through the `tokenizers` library.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 use super::CheckpointError;
 
 /// A model's tokenizer.
-pub struct Tokenizer(tokenizers::Tokenizer);
+pub struct Tokenizer {
+    tokenizer: tokenizers::Tokenizer,
+    directory: PathBuf,
+}
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of a model directory.
@@ -23,21 +28,69 @@ impl Tokenizer {
                         .into(),
             });
         }
-        match tokenizers::Tokenizer::from_file(&path) {
-            Ok(tokenizer) => Ok(Tokenizer(tokenizer)),
-            Err(error) => Err(CheckpointError::Malformed {
-                path,
-                detail: format!("not a tokenizer that is understood: {error}"),
-            }),
-        }
+        let malformed = |error| CheckpointError::Malformed {
+            path: path.clone(),
+            detail: format!("not a tokenizer that is understood: {error}"),
+        };
+        let mut tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(malformed)?;
+        // A file may ask for both, but what is cut or padded is decided here.
+        tokenizer.with_truncation(None).map_err(malformed)?;
+        tokenizer.with_padding(None);
+        Ok(Tokenizer { tokenizer, directory: directory.into() })
     }
 
-    /// Token ids of a text, with the tokenizer's special tokens.
+    /// Token ids of a text, with the special tokens that the tokenizer puts around it.
     ///
     /// # Errors
     /// What the tokenizer says.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoding = self.0.encode_fast(text, true).map_err(|error| error.to_string())?;
+        self.ids(text, true)
+    }
+
+    /// Token ids of a text and nothing around it. Special tokens that are written in the text become their ids.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.ids(text, false)
+    }
+
+    fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, String> {
+        let encoding = self.tokenizer.encode_fast(text, around).map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// What stands before the first token of a text that is to be predicted from nothing: the beginning-of-sequence
+    /// token, or the end-of-sequence token of a tokenizer without one; as `tokenizer_config.json` or
+    /// `special_tokens_map.json` names them.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] when neither is named, or a file is damaged.
+    pub fn prefix_token(&self) -> Result<u32, CheckpointError> {
+        let files = ["tokenizer_config.json", "special_tokens_map.json"];
+        for key in ["bos_token", "eos_token"] {
+            for file in files {
+                let path = self.directory.join(file);
+                if !path.is_file() {
+                    continue;
+                }
+                let malformed = |detail: String| CheckpointError::Malformed { path: path.clone(), detail };
+                let text = std::fs::read_to_string(&path).map_err(|error| malformed(error.to_string()))?;
+                let json: Value =
+                    serde_json::from_str(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+                // Either the token's text or an object that describes it.
+                let Some(token) = json[key].as_str().or_else(|| json[key]["content"].as_str()) else {
+                    continue;
+                };
+                return self.tokenizer.token_to_id(token).ok_or_else(|| {
+                    malformed(format!("`{key}` is {token:?}, which tokenizer.json does not know"))
+                });
+            }
+        }
+        Err(CheckpointError::Unusable {
+            path: self.directory.join(files[0]),
+            detail: "names neither `bos_token` nor `eos_token`, and an empty context needs one before it"
+                .into(),
+        })
     }
 }

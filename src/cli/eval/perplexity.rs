@@ -1,25 +1,18 @@
-//! `duogpt eval`
+//! `duogpt eval perplexity`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 
-use super::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
 use crate::backend::Cpu;
 use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::{Cut, Windows};
+use crate::cli::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
 use crate::evaluate::perplexity::{Perplexity, perplexity};
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::tensors::FloatType;
-
-/// What to measure.
-#[derive(Subcommand)]
-pub enum EvalCommand {
-    /// Perplexity of consecutive, non-overlapping windows.
-    Perplexity(PerplexityArgs),
-}
 
 /// Arguments of `duogpt eval perplexity`.
 #[derive(Args)]
@@ -53,8 +46,7 @@ pub struct PerplexityArgs {
 ///
 /// # Errors
 /// Whatever keeps the model from being measured.
-pub fn run(command: &EvalCommand) -> Result<ExitCode, CliError> {
-    let EvalCommand::Perplexity(args) = command;
+pub fn run(args: &PerplexityArgs) -> Result<ExitCode, CliError> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let cut = Cut::Consecutive { limit: args.limit };
     let windows = args

@@ -1,0 +1,127 @@
+//! `duogpt eval zero-shot`
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::backend::Cpu;
+use crate::calibrate::streams::Activations;
+use crate::cli::{Bar, CliError, Precision, fraction, with_precision};
+use crate::evaluate::zero_shot::harness::{self, Run};
+use crate::evaluate::zero_shot::metrics::Metric;
+use crate::evaluate::zero_shot::tasks::{Task, TaskData};
+use crate::evaluate::zero_shot::{Outcome, ZeroShotError, average, evaluate};
+use crate::linalg::Scalar;
+use crate::llama::Checkpoint;
+use crate::llama::tokenizer::Tokenizer;
+
+/// Arguments of `duogpt eval zero-shot`.
+#[derive(Args)]
+pub struct ZeroShotArgs {
+    /// The model: a Hugging Face LLaMA directory.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Tasks.
+    #[arg(long, value_enum, value_name = "TASK,...", value_delimiter = ',', default_values_t = Task::ALL)]
+    tasks: Vec<Task>,
+    /// Directory with a file `TASK.jsonl` per task: a document a line, in the fields that `datasets` exports.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Fraction of activations pruned at the input of every linear.
+    #[arg(long, value_name = "P", default_value = "0", value_parser = fraction, allow_negative_numbers = true)]
+    activation_sparsity: f64,
+    /// Only the first N documents of each task.
+    #[arg(long, value_name = "N")]
+    limit: Option<NonZeroUsize>,
+    /// Solved examples before each question; only 0 is built.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    num_fewshot: usize,
+    /// Arithmetic of the forward pass.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
+    /// Print the result as JSON in lm-evaluation-harness's layout to stdout, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// Whatever keeps the model from being measured.
+pub fn run(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
+    if args.num_fewshot != 0 {
+        return Err(format!(
+            "--num-fewshot {}: solved examples before the question are not built; leave the flag out for zero shots",
+            args.num_fewshot
+        )
+        .into());
+    }
+    with_precision!(args.precision, measure(args))
+}
+
+fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
+    let limit = args.limit.map(NonZeroUsize::get);
+    let mut tasks: Vec<Task> = Vec::new();
+    for &task in &args.tasks {
+        if !tasks.contains(&task) {
+            tasks.push(task);
+        }
+    }
+    // The data first: a damaged line should be known before a large model is opened.
+    let data: Vec<TaskData> =
+        tasks.iter().map(|task| task.read(&args.data, limit)).collect::<Result<_, ZeroShotError>>()?;
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let tokenizer = Tokenizer::read(&checkpoint.directory)?;
+    let activations = Activations { round_to: None, sparsity: args.activation_sparsity };
+    let bar = Bar::new("zero-shot", false);
+    let outcomes = evaluate::<T, _>(&checkpoint, &tokenizer, &data, activations, &Cpu, &bar)?;
+    drop(bar);
+    if args.json {
+        let run = Run {
+            model: &args.model,
+            precision: T::NAME,
+            activation_sparsity: args.activation_sparsity,
+            limit,
+            max_length: checkpoint.config.max_position_embeddings,
+        };
+        println!("{}", serde_json::to_string_pretty(&harness::report(&outcomes, &run))?);
+    } else {
+        print!("{}", table(&outcomes, args.activation_sparsity));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Accuracies in percent, and the paper's averages where their tasks are all there.
+fn table(outcomes: &[Outcome], activation_sparsity: f64) -> String {
+    let percent = |value: f64| format!("{:.2}", 100.0 * value);
+    let cells = |metric: Option<Metric>| match metric {
+        Some(metric) => (percent(metric.mean), metric.standard_error.map_or("-".into(), percent)),
+        None => ("-".into(), "-".into()),
+    };
+    let mut table = format!(
+        "zero-shot accuracy in percent, activation sparsity {activation_sparsity}\n\n{:<16}{:>10}{:>8}{:>10}{:>10}{:>10}\n",
+        "task", "documents", "acc", "stderr", "acc_norm", "stderr"
+    );
+    for outcome in outcomes {
+        let ((acc, error), (norm, norm_error)) = (cells(Some(outcome.acc)), cells(outcome.acc_norm));
+        table += &format!(
+            "{:<16}{:>10}{acc:>8}{error:>10}{norm:>10}{norm_error:>10}\n",
+            outcome.task.name(),
+            outcome.documents.len()
+        );
+    }
+    let averages = [("five", &Task::FIVE[..]), ("seven", &Task::ALL)];
+    let averages = averages.map(|(count, tasks)| average(outcomes, tasks).map(|mean| (count, mean)));
+    for (count, mean) in averages.into_iter().flatten() {
+        table += &format!(
+            "\naverage of {count} tasks {:>6} (acc_norm where a task has it, otherwise acc)",
+            percent(mean)
+        );
+    }
+    if averages.iter().any(Option::is_some) {
+        table.push('\n');
+    }
+    table
+}

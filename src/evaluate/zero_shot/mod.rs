@@ -1,0 +1,140 @@
+//! Zero-shot accuracy on multiple-choice tasks, equal to lm-evaluation-harness 0.4.8: every choice is scored by its
+//! log-likelihood after the document's context.
+//!
+//! [`tasks`] turns lines of a file into strings, [`requests`] strings into tokens, [`likelihood`] tokens into numbers,
+//! [`metrics`] numbers into accuracies, and [`harness`] writes them as the harness does. Examples before the question
+//! would be more text in a document's contexts; nothing behind [`tasks`] would change.
+
+pub mod harness;
+pub mod likelihood;
+pub mod metrics;
+pub mod requests;
+pub mod tasks;
+pub mod text;
+
+use std::path::PathBuf;
+
+use crate::backend::Backend;
+use crate::calibrate::Observer;
+use crate::calibrate::streams::Activations;
+use crate::linalg::Scalar;
+use crate::llama::Checkpoint;
+use crate::llama::tokenizer::Tokenizer;
+use crate::tensors::TensorError;
+use likelihood::log_likelihoods;
+use metrics::{Metric, Scored};
+use requests::Request;
+use tasks::{Task, TaskData};
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ZeroShotError {
+    /// A task file that cannot be read, or a tensor.
+    #[error(transparent)]
+    File(#[from] TensorError),
+    /// A line that cannot be evaluated.
+    #[error("{}: line {line}: {detail}", path.display())]
+    Document {
+        /// The task file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Nothing to evaluate.
+    #[error("{}: holds no documents", path.display())]
+    NoDocuments {
+        /// The task file.
+        path: PathBuf,
+    },
+}
+
+/// A task after evaluation.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The task.
+    pub task: Task,
+    /// Its file.
+    pub path: PathBuf,
+    /// Documents in the file.
+    pub original: usize,
+    /// The documents that were evaluated, in the order of the file.
+    pub documents: Vec<Scored>,
+    /// How often the most likely choice is right.
+    pub acc: Metric,
+    /// How often the choice that is most likely per character is right.
+    pub acc_norm: Option<Metric>,
+}
+
+impl Outcome {
+    fn new(data: &TaskData, documents: Vec<Scored>) -> Self {
+        let acc = Metric::accuracy(documents.iter().map(|d| d.prediction == d.gold));
+        let acc_norm = data
+            .task
+            .has_acc_norm()
+            .then(|| Metric::accuracy(documents.iter().map(|d| d.prediction_norm == Some(d.gold))));
+        Outcome {
+            task: data.task,
+            path: data.path.clone(),
+            original: data.original,
+            documents,
+            acc,
+            acc_norm,
+        }
+    }
+
+    /// The accuracy that the paper's averages take: per character where the task has it.
+    pub fn headline(&self) -> f64 {
+        self.acc_norm.unwrap_or(self.acc).mean
+    }
+}
+
+/// The mean of the tasks' headline accuracies; none where one of the tasks was not evaluated.
+pub fn average(outcomes: &[Outcome], tasks: &[Task]) -> Option<f64> {
+    let of = |task| outcomes.iter().find(|outcome| outcome.task == task).map(Outcome::headline);
+    let sum: f64 = tasks.iter().map(|&task| of(task)).sum::<Option<f64>>()?;
+    Some(sum / tasks.len() as f64)
+}
+
+/// Evaluates tasks, all their documents in common batches, with `activations` at the input of every linear of a
+/// decoder layer (not of lm_head).
+///
+/// # Errors
+/// [`ZeroShotError`]: a document that cannot be scored, or a tensor that cannot be read.
+pub fn evaluate<T: Scalar, B: Backend<T>>(
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    tasks: &[TaskData],
+    activations: Activations,
+    backend: &B,
+    observer: &dyn Observer,
+) -> Result<Vec<Outcome>, ZeroShotError> {
+    let mut requests: Vec<Vec<Request>> = Vec::new();
+    for data in tasks {
+        for document in &data.documents {
+            let refused = |detail| refuse(data, document.line, detail);
+            let encode = |choice| Request::encode(choice, tokenizer, &checkpoint.config);
+            requests.push(document.choices.iter().map(encode).collect::<Result<_, _>>().map_err(refused)?);
+        }
+    }
+    let mut likelihoods =
+        log_likelihoods::<T, B>(checkpoint, &requests, activations, backend, observer)?.into_iter();
+    let mut outcomes = Vec::new();
+    for data in tasks {
+        let mut scored = Vec::with_capacity(data.documents.len());
+        for (document, likelihoods) in data.documents.iter().zip(&mut likelihoods) {
+            if likelihoods.iter().any(|likelihood| !likelihood.log_likelihood.is_finite()) {
+                let detail = "a log-likelihood is not finite; try --precision f64, or check the checkpoint";
+                return Err(refuse(data, document.line, detail.into()));
+            }
+            scored.push(Scored::new(data.task, document, likelihoods));
+        }
+        outcomes.push(Outcome::new(data, scored));
+    }
+    Ok(outcomes)
+}
+
+fn refuse(data: &TaskData, line: usize, detail: String) -> ZeroShotError {
+    ZeroShotError::Document { path: data.path.clone(), line, detail }
+}
