@@ -96,7 +96,7 @@ fn with_change(
         change(name, &mut bytes);
         writer.write(name, &bytes).unwrap();
     }
-    writer.finish().unwrap();
+    writer.sync().unwrap();
     (directory, path)
 }
 

@@ -75,7 +75,7 @@ pub fn prepare<T: Scalar>(
     config.check(k)?;
     let dead = dead_channels(&statistics.hessian);
     let Ordered { hessian, drift, order } = in_processing_order(statistics, &dead, config, replay.order)?;
-    let l = damped_factor(hessian, config.damping)?;
+    let l = damped_factor(hessian, config.damping).map_err(|error| error.in_original_order(&order))?;
     let correction = drift.map(|drift| Correction::new(&drift, l.view()));
     let with_alpha = correction.as_ref().map(|c| (&c.coefficients, config.alpha.score));
     let score_scale = score_scale(l.view(), with_alpha);
