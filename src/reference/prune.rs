@@ -153,6 +153,17 @@ impl<T: Scalar> Prepared<T> {
         config: &PruneConfig,
         replay: Replay,
     ) -> Result<Pruned<T>, PruneError> {
+        self.run(weight, config, replay, &mut vec![AsIs; weight.nrows()])
+    }
+
+    /// Algorithm 1, the kept weights stored by `storage` (n, one for each row).
+    pub(crate) fn run<S: Storage<T>>(
+        &self,
+        weight: ArrayView2<T>,
+        config: &PruneConfig,
+        replay: Replay,
+        storage: &mut [S],
+    ) -> Result<Pruned<T>, PruneError> {
         let (n, k) = weight.dim();
         let channels = self.order.len();
         if k != channels {
@@ -174,6 +185,7 @@ impl<T: Scalar> Prepared<T> {
         let forced = replay.mask.map(|mask| mask.select(Axis(1), &self.order));
         let mut mask = forced.clone().unwrap_or_else(|| Array2::from_elem((n, k), false));
         let mut scores = Array2::zeros((n, k));
+        let mut storage = ArrayViewMut1::from(storage);
 
         for start in (0..k).step_by(config.block_size) {
             let end = (start + config.block_size).min(k);
@@ -191,13 +203,15 @@ impl<T: Scalar> Prepared<T> {
             let mut e = Array2::zeros((n, end - start)); // E: what each pruning leaves to compensate
             let mut compensated = Array2::zeros((n, end - start)); // W_j at its turn, before pruning
             let free = forced.is_none();
-            Zip::from(w.slice_mut(columns).rows_mut())
+            Zip::from(w.slice_mut(s![.., start..]).rows_mut())
                 .and(mask.slice_mut(columns).rows_mut())
                 .and(scores.slice_mut(columns).rows_mut())
                 .and(e.rows_mut())
                 .and(compensated.rows_mut())
-                .par_for_each(|w, mask, score, e, compensated| {
-                    block.prune_row(Row { w, mask, score, e, compensated }, config.weight_sparsity, free);
+                .and(&mut storage)
+                .par_for_each(|w, mask, score, e, compensated, storage| {
+                    let row = Row { w, mask, score, e, compensated };
+                    block.prune_row(row, config.weight_sparsity, free, storage);
                 });
 
             // Lazy update of the columns to the right.
@@ -223,8 +237,28 @@ impl<T: Scalar> Prepared<T> {
     }
 }
 
+/// What becomes of a weight that is kept.
+pub(crate) trait Storage<T>: Send {
+    /// The value stored for the weight of column `column` (in processing order). `rest` is its row from that column
+    /// on: current within the block, beyond it as the last lazy update left it. Asked once for every column from the
+    /// left, pruned or not.
+    fn store(&mut self, column: usize, rest: ArrayView1<T>) -> T;
+}
+
+/// The weight itself.
+#[derive(Clone, Copy)]
+struct AsIs;
+
+impl<T: Scalar> Storage<T> for AsIs {
+    fn store(&mut self, _: usize, rest: ArrayView1<T>) -> T {
+        rest[0]
+    }
+}
+
 /// The square of L^T and D that one block of columns needs, and its part of the score.
 struct Block<'a, T> {
+    /// Its first column.
+    start: usize,
     lt: ArrayView2<'a, T>,
     /// alpha_update * D; zero without a correction.
     d: Array2<T>,
@@ -233,6 +267,7 @@ struct Block<'a, T> {
 
 /// One row of the block: what the loop reads and writes.
 struct Row<'a, T> {
+    /// From the block's first column to the last of the matrix.
     w: ArrayViewMut1<'a, T>,
     mask: ArrayViewMut1<'a, bool>,
     score: ArrayViewMut1<'a, T>,
@@ -247,17 +282,23 @@ impl<'a, T: Scalar> Block<'a, T> {
             Some(correction) => &correction.d.slice(square) * T::of(config.alpha.update),
             None => Array2::zeros((columns.len(), columns.len())),
         };
-        Block { lt: prepared.lt.slice(square), d, score_scale: prepared.score_scale.slice(s![columns]) }
+        Block {
+            start: columns.start,
+            lt: prepared.lt.slice(square),
+            d,
+            score_scale: prepared.score_scale.slice(s![columns]),
+        }
     }
 
     /// The column loop for one row:
     ///
     /// ```text
-    /// q = W_j where kept, 0 where pruned        e = (W_j - q) / L_jj
+    /// q = W_j as stored where kept, 0 where pruned        e = (W_j - q) / L_jj
     /// W_{j..} += -e L_{j..,j}^T + W_j D_{j,j..}        (W_j before pruning; afterwards column j holds q)
     /// ```
-    fn prune_row(&self, mut row: Row<T>, sparsity: Sparsity, free: bool) {
-        for j in 0..row.w.len() {
+    fn prune_row(&self, mut row: Row<T>, sparsity: Sparsity, free: bool, storage: &mut impl Storage<T>) {
+        let width = self.lt.nrows();
+        for j in 0..width {
             if let Sparsity::NofM { n, m } = sparsity
                 && j % m == 0
             {
@@ -272,12 +313,13 @@ impl<'a, T: Scalar> Block<'a, T> {
                 }
             }
             let w = row.w[j];
-            let q = if row.mask[j] { T::zero() } else { w };
+            let stored = storage.store(self.start + j, row.w.slice(s![j..]));
+            let q = if row.mask[j] { T::zero() } else { stored };
             let e = (w - q) / self.lt[(j, j)];
             row.e[j] = e;
             row.compensated[j] = w;
             row.w[j] = q;
-            Zip::from(row.w.slice_mut(s![j + 1..]))
+            Zip::from(row.w.slice_mut(s![j + 1..width]))
                 .and(self.lt.slice(s![j, j + 1..]))
                 .and(self.d.slice(s![j, j + 1..]))
                 .for_each(|rest, &l, &d| *rest += w * d - e * l);
