@@ -132,6 +132,11 @@ pub(crate) fn damped_factor<T: Scalar>(
     factor(hessian)
 }
 
+/// The columns in another order, row-major.
+fn select_columns<A: Copy>(a: ArrayView2<A>, order: &[usize]) -> Array2<A> {
+    Array2::from_shape_fn(a.raw_dim(), |(i, j)| a[(i, order[j])])
+}
+
 fn permute_both<T: Scalar>(a: ArrayView2<T>, order: &[usize]) -> Array2<T> {
     Array2::from_shape_fn(a.raw_dim(), |(i, j)| a[(order[i], order[j])])
 }
@@ -174,7 +179,7 @@ impl<T: Scalar> Prepared<T> {
         }
         check_finite("weight", weight)?;
 
-        let mut w = weight.select(Axis(1), &self.order);
+        let mut w = select_columns(weight, &self.order);
         if config.dead_channels == DeadChannels::Zero {
             for (position, &column) in self.order.iter().enumerate() {
                 if self.dead[column] {
@@ -182,7 +187,7 @@ impl<T: Scalar> Prepared<T> {
                 }
             }
         }
-        let forced = replay.mask.map(|mask| mask.select(Axis(1), &self.order));
+        let forced = replay.mask.map(|mask| select_columns(mask, &self.order));
         let mut mask = forced.clone().unwrap_or_else(|| Array2::from_elem((n, k), false));
         let mut scores = Array2::zeros((n, k));
         let mut storage = ArrayViewMut1::from(storage);
@@ -210,7 +215,8 @@ impl<T: Scalar> Prepared<T> {
                 .and(compensated.rows_mut())
                 .and(&mut storage)
                 .par_for_each(|w, mask, score, e, compensated, storage| {
-                    let row = Row { w, mask, score, e, compensated };
+                    let (w, mask, score) = (contiguous(w), contiguous(mask), contiguous(score));
+                    let row = Row { w, mask, score, e: contiguous(e), compensated: contiguous(compensated) };
                     block.prune_row(row, config.weight_sparsity, free, storage);
                 });
 
@@ -230,8 +236,8 @@ impl<T: Scalar> Prepared<T> {
         check_finite("pruned weight", w.view())?;
         let position = inverse(&self.order);
         Ok(Pruned {
-            weight: w.select(Axis(1), &position),
-            mask: mask.select(Axis(1), &position),
+            weight: select_columns(w.view(), &position),
+            mask: select_columns(mask.view(), &position),
             score: scores,
         })
     }
@@ -242,7 +248,7 @@ pub(crate) trait Storage<T>: Send {
     /// The value stored for the weight of column `column` (in processing order). `rest` is its row from that column
     /// on: current within the block, beyond it as the last lazy update left it. Asked once for every column from the
     /// left, pruned or not.
-    fn store(&mut self, column: usize, rest: ArrayView1<T>) -> T;
+    fn store(&mut self, column: usize, rest: &[T]) -> T;
 }
 
 /// The weight itself.
@@ -250,7 +256,7 @@ pub(crate) trait Storage<T>: Send {
 struct AsIs;
 
 impl<T: Scalar> Storage<T> for AsIs {
-    fn store(&mut self, _: usize, rest: ArrayView1<T>) -> T {
+    fn store(&mut self, _: usize, rest: &[T]) -> T {
         rest[0]
     }
 }
@@ -268,11 +274,20 @@ struct Block<'a, T> {
 /// One row of the block: what the loop reads and writes.
 struct Row<'a, T> {
     /// From the block's first column to the last of the matrix.
-    w: ArrayViewMut1<'a, T>,
-    mask: ArrayViewMut1<'a, bool>,
-    score: ArrayViewMut1<'a, T>,
-    e: ArrayViewMut1<'a, T>,
-    compensated: ArrayViewMut1<'a, T>,
+    w: &'a mut [T],
+    mask: &'a mut [bool],
+    score: &'a mut [T],
+    e: &'a mut [T],
+    compensated: &'a mut [T],
+}
+
+/// Row j of a square, right of the diagonal.
+fn behind<A>(square: ArrayView2<'_, A>, j: usize) -> &[A] {
+    &square.index_axis_move(Axis(0), j).to_slice().expect("a row of a row-major matrix")[j + 1..]
+}
+
+fn contiguous<A>(row: ArrayViewMut1<'_, A>) -> &mut [A] {
+    row.into_slice().expect("a row of a row-major matrix")
 }
 
 impl<'a, T: Scalar> Block<'a, T> {
@@ -296,33 +311,32 @@ impl<'a, T: Scalar> Block<'a, T> {
     /// q = W_j as stored where kept, 0 where pruned        e = (W_j - q) / L_jj
     /// W_{j..} += -e L_{j..,j}^T + W_j D_{j,j..}        (W_j before pruning; afterwards column j holds q)
     /// ```
-    fn prune_row(&self, mut row: Row<T>, sparsity: Sparsity, free: bool, storage: &mut impl Storage<T>) {
+    fn prune_row(&self, row: Row<T>, sparsity: Sparsity, free: bool, storage: &mut impl Storage<T>) {
         let width = self.lt.nrows();
         for j in 0..width {
             if let Sparsity::NofM { n, m } = sparsity
                 && j % m == 0
             {
-                let group = s![j..j + m];
-                Zip::from(row.score.slice_mut(group))
-                    .and(row.w.slice(group))
-                    .and(self.score_scale.slice(group))
-                    .for_each(|score, &w, &scale| *score = w * w * scale);
+                for c in j..j + m {
+                    row.score[c] = row.w[c] * row.w[c] * self.score_scale[c];
+                }
                 if free {
-                    let score = row.score.slice(group).to_vec();
-                    row.mask.slice_mut(group).assign(&lowest(&score, n));
+                    let mask = lowest(&row.score[j..j + m], n);
+                    row.mask[j..j + m].iter_mut().zip(mask).for_each(|(place, mask)| *place = mask);
                 }
             }
             let w = row.w[j];
-            let stored = storage.store(self.start + j, row.w.slice(s![j..]));
+            let stored = storage.store(self.start + j, &row.w[j..]);
             let q = if row.mask[j] { T::zero() } else { stored };
             let e = (w - q) / self.lt[(j, j)];
             row.e[j] = e;
             row.compensated[j] = w;
             row.w[j] = q;
-            Zip::from(row.w.slice_mut(s![j + 1..width]))
-                .and(self.lt.slice(s![j, j + 1..]))
-                .and(self.d.slice(s![j, j + 1..]))
-                .for_each(|rest, &l, &d| *rest += w * d - e * l);
+            // Plain slices: this line is where the time goes, and so the compiler vectorises it.
+            let (lt, d) = (behind(self.lt, j), behind(self.d.view(), j));
+            for ((rest, &l), &d) in row.w[j + 1..width].iter_mut().zip(lt).zip(d) {
+                *rest += w * d - e * l;
+            }
         }
     }
 }

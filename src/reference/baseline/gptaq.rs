@@ -12,7 +12,7 @@
 //! and a weight is stored as scale * (code - zero), code = round(w / scale) + zero moved into the range of the codes.
 //! Rounding is to nearest, ties to even. Zero is a point of every grid, so that pruned weights can be stored too.
 
-use ndarray::{Array2, ArrayView1, ArrayView2, s};
+use ndarray::{Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -242,11 +242,11 @@ struct QuantisedRow<'a, T> {
 }
 
 impl<T: Scalar> Storage<T> for QuantisedRow<'_, T> {
-    fn store(&mut self, column: usize, rest: ArrayView1<T>) -> T {
+    fn store(&mut self, column: usize, rest: &[T]) -> T {
         if let Some(size) = self.config.group_size
             && column.is_multiple_of(size)
         {
-            self.grids.push(Grid::find(rest.slice(s![..size.min(rest.len())]), self.config));
+            self.grids.push(Grid::find(ArrayView1::from(&rest[..size.min(rest.len())]), self.config));
         }
         let grid = self.grids[self.grids.len() - 1];
         let code = grid.code(rest[0]);
@@ -260,7 +260,7 @@ impl<T: Scalar> Storage<T> for QuantisedRow<'_, T> {
 mod tests {
     use super::*;
     use crate::reference::{ColumnOrder, LazyUpdate, Sparsity, Threshold};
-    use ndarray::{Array1, array};
+    use ndarray::{Array1, array, s};
 
     fn config(bits: u32, symmetry: Symmetry) -> GridConfig {
         GridConfig { bits, symmetry, range: GridRange::Full, group_size: None }
