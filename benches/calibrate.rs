@@ -28,6 +28,8 @@ fn end_to_end(c: &mut Criterion) {
                 activation_dtype: None,
                 dtype: None,
                 output: &directory.path().join("pruned"),
+                damping_retry: true,
+                resume: false,
             };
             job.run::<f32, _>(&Cpu, &Silent).unwrap()
         });

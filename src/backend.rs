@@ -5,8 +5,8 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use crate::linalg::Scalar;
 use crate::reference::baseline::{magnitude::magnitude, wanda::wanda};
 use crate::reference::{
-    ChannelNorms, Method, Prepared, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics,
-    activation, prune,
+    ChannelNorms, FactorError, Method, Prepared, PruneConfig, PruneError, Pruned, Replay, Sparsity,
+    Statistics, activation, prune,
 };
 
 /// The steps of calibration and pruning that are worth a device. Each has the meaning of the function of the same
@@ -137,19 +137,44 @@ impl<T: Scalar, B: Backend<T>> Gathered<T, B> {
         }
     }
 
-    /// Does what does not depend on the weights.
+    /// Does what does not depend on the weights. With `retry`, a Hessian that is not positive definite is damped ten
+    /// times as much, up to 1, until it is; the second result says so.
     ///
     /// # Errors
     /// As [`prune::prepare`].
-    pub fn prepare(self, backend: &B) -> Result<Ready<T, B>, PruneError> {
-        Ok(match self {
-            Gathered::Nothing(sparsity) => Ready::Magnitude(sparsity),
-            Gathered::Norms(sparsity, norms) => Ready::Wanda(sparsity, norms),
-            Gathered::Hessian(config, statistics) => {
-                Ready::SecondOrder(config, backend.prepare(&statistics, &config, Replay::default())?)
+    pub fn prepare(
+        self,
+        backend: &B,
+        retry: bool,
+    ) -> Result<(Ready<T, B>, Option<DampingRetry>), PruneError> {
+        let (mut config, statistics) = match self {
+            Gathered::Nothing(sparsity) => return Ok((Ready::Magnitude(sparsity), None)),
+            Gathered::Norms(sparsity, norms) => return Ok((Ready::Wanda(sparsity, norms), None)),
+            Gathered::Hessian(config, statistics) => (config, statistics),
+        };
+        let mut retried = None;
+        loop {
+            match backend.prepare(&statistics, &config, Replay::default()) {
+                Ok(prepared) => return Ok((Ready::SecondOrder(config, prepared), retried)),
+                Err(PruneError::Factor(FactorError::NotPositiveDefinite { column, .. }))
+                    if retry && config.damping < 1.0 =>
+                {
+                    config.damping = (10.0 * config.damping).clamp(1e-3, 1.0);
+                    retried = Some(DampingRetry { column, damping: config.damping });
+                }
+                Err(error) => return Err(error),
             }
-        })
+        }
     }
+}
+
+/// A Hessian that needed more damping than was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct DampingRetry {
+    /// The column whose pivot failed last.
+    pub column: usize,
+    /// The damping that did.
+    pub damping: f64,
 }
 
 impl<T: Scalar, B: Backend<T>> Ready<T, B> {

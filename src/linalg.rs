@@ -28,6 +28,8 @@ pub trait Scalar: NdFloat + LinalgScalar + std::iter::Sum + serde::Serialize {
     fn widen(self) -> f64;
     /// Total order of IEEE 754, in which -0 < +0 and NaNs have places.
     fn total_order(&self, other: &Self) -> Ordering;
+    /// The nearest integer, of two equally near ones the even.
+    fn round_ties_even(self) -> Self;
 
     /// Replaces a symmetric matrix (k x k, row-major, both triangles set) by its lower Cholesky factor, upper triangle 0.
     ///
@@ -52,6 +54,9 @@ macro_rules! scalar {
             }
             fn total_order(&self, other: &Self) -> Ordering {
                 self.total_cmp(other)
+            }
+            fn round_ties_even(self) -> Self {
+                $type::round_ties_even(self)
             }
             fn cholesky_in_place(a: &mut Array2<Self>) -> Result<(), usize> {
                 if a.is_empty() {

@@ -165,6 +165,12 @@ impl TensorFile {
         &self.path
     }
 
+    /// Length and time of the last change: what tells one version of the file from another.
+    pub fn identity(&self) -> (usize, Option<std::time::SystemTime>) {
+        let changed = std::fs::metadata(&self.path).and_then(|metadata| metadata.modified());
+        (self.map.len(), changed.ok())
+    }
+
     /// Names, in lexical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -437,6 +443,25 @@ impl TensorWriter {
         Ok(TensorWriter { path: path.to_path_buf(), file, data_start, places })
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a file that [`create`](Self::create) made, to write more of its tensors.
+    ///
+    /// # Errors
+    /// [`TensorError`] when it cannot be opened or its header not be read.
+    pub fn reopen(path: &Path) -> Result<Self, TensorError> {
+        let written = TensorFile::open(path)?;
+        let data_start = written.in_file_order().first().map_or(0, |(_, info)| info.bytes.start) as u64;
+        let place =
+            |info: &TensorInfo| info.bytes.start as u64 - data_start..info.bytes.end as u64 - data_start;
+        let places = written.tensors.iter().map(|(name, info)| (name.clone(), place(info))).collect();
+        let file = File::options().write(true).open(path).map_err(TensorError::io(path))?;
+        Ok(TensorWriter { path: path.to_path_buf(), file, data_start, places })
+    }
+
     /// Puts one tensor's bytes in their place.
     ///
     /// # Errors
@@ -455,11 +480,11 @@ impl TensorWriter {
         self.file.write_all_at(bytes, self.data_start + place.start).map_err(TensorError::io(&self.path))
     }
 
-    /// Makes sure that all is on the disk.
+    /// Makes sure that all that was written is on the disk.
     ///
     /// # Errors
     /// [`TensorError::Io`].
-    pub fn finish(self) -> Result<(), TensorError> {
+    pub fn sync(&self) -> Result<(), TensorError> {
         self.file.sync_all().map_err(TensorError::io(&self.path))
     }
 }

@@ -101,7 +101,7 @@ impl Scratch {
         for (name, _, _, bytes) in &tensors {
             writer.write(name, bytes).unwrap();
         }
-        writer.finish().unwrap();
+        writer.sync().unwrap();
     }
 }
 

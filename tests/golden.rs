@@ -72,7 +72,15 @@ fn check_complete(report: &FileReport) -> Result<(), Failed> {
         Some(Kind::SparseGpt) => all(&["nm24: mask", "nm24: weight", "unstructured70_damp10: weight"]),
         Some(Kind::Wanda) => all(&["statistics: norms", "nm48: mask", "unstructured65: weight"]),
         Some(Kind::ActivationPruning) => all(&["ties.s50", "zeros.s90", "decode.s0", "random.s65"]),
-        Some(Kind::Gptaq) => all(&["statistics: H", "statistics: dX X^T"]),
+        Some(Kind::Gptaq) => {
+            all(&["statistics: H", "statistics: dX X^T"])?;
+            for run in ["sym4", "asym4_mse", "sym3_act_order", "sym4_alpha0_gptq"] {
+                for stage in ["scale", "zero", "codes", "weight"] {
+                    all(&[&format!("{run}: {stage}")])?;
+                }
+            }
+            Ok(())
+        }
         None => Err("not recognised as a golden file".into()),
     }
 }
@@ -96,7 +104,7 @@ fn with_change(
         change(name, &mut bytes);
         writer.write(name, &bytes).unwrap();
     }
-    writer.finish().unwrap();
+    writer.sync().unwrap();
     (directory, path)
 }
 
@@ -164,6 +172,27 @@ fn planted_errors() -> Result<(), Failed> {
     let found = first_failure(&verify_file::<f64>(&path)?);
     if found.as_ref().is_none_or(|stage| stage.name != "permutation") {
         return Err(format!("an exchanged permutation was found as {found:?}").into());
+    }
+    // One quantised weight moved by a step of its grid: one code, however the rest of the row was to follow.
+    for run in ["sym4", "sym3_act_order"] {
+        let scale =
+            TensorFile::open(&golden("gptaq"))?.matrix::<f64>(&format!("{run}.scale"))?.column(0).to_vec();
+        let moved = |name: &str, bytes: &mut [u8]| {
+            if name == format!("{run}.weight") {
+                edit_f64(bytes, 64 * 9 + 40, |w| if w > 0.0 { w - scale[9] } else { w + scale[9] });
+            }
+        };
+        let (_directory, path) = with_change("gptaq", moved, &[]);
+        for report in [verify_file::<f64>(&path)?, verify_file::<f32>(&path)?] {
+            let found = first_failure(&report);
+            let fits = |s: &Stage| {
+                s.name == format!("{run}: codes")
+                    && s.place.as_ref().is_some_and(|p| (p.row, p.column) == (9, 40))
+            };
+            if !found.as_ref().is_some_and(fits) {
+                return Err(format!("a moved weight of {run} was found as {found:?}").into());
+            }
+        }
     }
     // Settings that the outputs were not made with, also beyond the f32 budget.
     for (key, value) in

@@ -21,11 +21,14 @@ fn random(rows: usize, columns: usize, seed: u64) -> Array2<f64> {
     Array2::from_shape_simple_fn((rows, columns), || random.random_range(-1.0..1.0))
 }
 
+/// Dense and sparse input, tokens x k.
+type Sequence = (Array2<f64>, Array2<f64>);
+
 /// A layer: weight, and per sequence dense and sparse input, whose channels' scales spread over `condition`.
 #[derive(Clone, Debug)]
 struct Layer {
     weight: Array2<f64>,
-    inputs: Vec<(Array2<f64>, Array2<f64>)>,
+    inputs: Vec<Sequence>,
 }
 
 impl Layer {
@@ -260,7 +263,7 @@ proptest! {
     #[test]
     fn the_running_mean_equals_the_direct_sum(layer in layers()) {
         let statistics = layer.statistics();
-        let mean = |f: &dyn Fn(&(Array2<f64>, Array2<f64>)) -> Array2<f64>| {
+        let mean = |f: &dyn Fn(&Sequence) -> Array2<f64>| {
             layer.inputs.iter().map(f).fold(Array2::zeros((layer.weight.ncols(), layer.weight.ncols())), |sum, x| sum + x)
                 / layer.inputs.len() as f64
         };

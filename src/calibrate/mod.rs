@@ -16,6 +16,8 @@ pub mod windows;
 use std::path::Path;
 use std::time::Instant;
 
+use sha2::{Digest, Sha256};
+
 use crate::backend::{Backend, Gathered};
 use crate::linalg::Scalar;
 use crate::llama::model::{Forward, Group, Linear};
@@ -92,6 +94,10 @@ pub struct PruneJob<'a> {
     pub dtype: Option<FloatType>,
     /// The directory to create.
     pub output: &'a Path,
+    /// Damps a Hessian that is not positive definite ten times as much, up to 1, until it is.
+    pub damping_retry: bool,
+    /// Continues an interrupted run of the same job at its first unfinished layer.
+    pub resume: bool,
 }
 
 /// Hears how far a long computation is.
@@ -124,7 +130,11 @@ impl PruneJob<'_> {
     ) -> Result<PruneReport, CalibrateError> {
         let start = Instant::now();
         self.check()?;
-        let output = OutputDirectory::create(self.output, self.checkpoint, self.dtype)?;
+        let fingerprint = self.fingerprint::<T>();
+        let (output, mut linears) = match self.resume {
+            true => OutputDirectory::resume(self.output, self.checkpoint, self.dtype, &fingerprint)?,
+            false => (OutputDirectory::create(self.output, self.checkpoint, self.dtype)?, Vec::new()),
+        };
         let config = &self.checkpoint.config;
         let sequences = self.windows.map_or(0, Windows::len);
         observer.begin(
@@ -144,8 +154,20 @@ impl PruneJob<'_> {
             None => None,
         };
 
-        let mut linears = Vec::new();
-        for number in 0..config.num_hidden_layers {
+        let finished = linears.len() / Linear::ALL.len();
+        for number in 0..finished {
+            // An interrupted run got this far: only the streams have to.
+            if let Some((dense, sparse)) = &mut streams {
+                let mut layer = self.checkpoint.layer::<T>(number)?;
+                dense.layer(&layer, || observer.advance());
+                for linear in Linear::ALL {
+                    layer.linears[linear as usize] = output.read(&linear.tensor(number))?;
+                }
+                sparse.layer(&layer, || observer.advance());
+                self.checkpoint.drop_pages();
+            }
+        }
+        for number in finished..config.num_hidden_layers {
             let layer = self.checkpoint.layer::<T>(number)?;
             self.checkpoint.drop_pages();
             if let Some((dense, sparse)) = &mut streams {
@@ -175,7 +197,8 @@ impl PruneJob<'_> {
                         observer.advance();
                     }
                 }
-                let ready = gathered.prepare(backend).map_err(refused(first))?;
+                let (ready, damping_retry) =
+                    gathered.prepare(backend, self.damping_retry).map_err(refused(first))?;
                 let shared_seconds = gathering.elapsed().as_secs_f64() / group.linears().len() as f64;
 
                 let mut pruned = Vec::new();
@@ -191,6 +214,7 @@ impl PruneJob<'_> {
                         weights: weight.len(),
                         zeros: weight.iter().filter(|w| **w == T::zero()).count(),
                         relative_output_error: None,
+                        damping_retry,
                         seconds: shared_seconds + pruning.elapsed().as_secs_f64(),
                     });
                     pruned.push(weight);
@@ -205,6 +229,7 @@ impl PruneJob<'_> {
                 reports.iter().for_each(|report| observer.linear(report));
                 linears.append(&mut reports);
             }
+            output.layer_finished(&fingerprint, &linears)?;
         }
 
         let report = PruneReport {
@@ -221,6 +246,30 @@ impl PruneJob<'_> {
         output.write_file(report::FILE_NAME, &report.to_json())?;
         output.finish()?;
         Ok(report)
+    }
+
+    /// What two runs must have in common for one to continue the other.
+    fn fingerprint<T: Scalar>(&self) -> String {
+        let mut tokens = Sha256::new();
+        if let Some(windows) = self.windows {
+            tokens.update(windows.length().to_le_bytes());
+            windows.tokens.iter().for_each(|token| tokens.update(token.to_le_bytes()));
+        }
+        let shards: Vec<String> = (self.checkpoint.shards().iter())
+            .map(|shard| format!("{} {:?}", shard.path().display(), shard.identity()))
+            .collect();
+        serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "checkpoint": shards,
+            "tokens": tokens.finalize().to_vec(),
+            "method": self.method,
+            "activation_sparsity": self.activation_sparsity,
+            "activation_dtype": self.activation_dtype,
+            "dtype": self.dtype,
+            "precision": T::NAME,
+            "damping_retry": self.damping_retry,
+        })
+        .to_string()
     }
 
     fn check(&self) -> Result<(), CalibrateError> {

@@ -5,12 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ndarray::Array2;
+use serde::{Deserialize, Serialize};
 
+use super::report::LinearReport;
+use crate::files::write_atomically;
 use crate::linalg::Scalar;
 use crate::llama::{Checkpoint, CheckpointError, Linear};
-use crate::tensors::{Dtype, FloatType, TensorError, TensorWriter, round_for_storage};
+use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
-/// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind.
+/// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed,
+/// it leaves `<target>.partial`, which [`resume`](Self::resume) continues.
 pub struct OutputDirectory {
     target: PathBuf,
     partial: PathBuf,
@@ -46,31 +50,82 @@ impl OutputDirectory {
     /// [`write`](Self::write) adds. `dtype` converts every floating-point tensor; without it each keeps its type.
     ///
     /// # Errors
-    /// [`CheckpointError`]: the target exists, the disk refuses, or a value does not fit `dtype`.
+    /// [`CheckpointError`]: the target exists, an interrupted run is in the way, the disk refuses, or a value does not
+    /// fit `dtype`.
     pub fn create(
         target: &Path,
         checkpoint: &Checkpoint,
         dtype: Option<FloatType>,
     ) -> Result<Self, CheckpointError> {
         Self::check(target)?;
-        let mut name = target.file_name().unwrap_or_default().to_os_string();
-        name.push(".partial");
-        let partial = parent(target).join(name);
-        if partial.is_dir() {
-            // Left by a run that was killed.
-            fs::remove_dir_all(&partial).map_err(TensorError::io(&partial))?;
+        let partial = partial_name(target);
+        if partial.symlink_metadata().is_ok() {
+            return Err(CheckpointError::Unusable {
+                path: partial,
+                detail: "left by a run that was interrupted; continue it with --resume, or remove it".into(),
+            });
         }
         fs::create_dir(&partial).map_err(TensorError::io(&partial))?;
         let mut output = OutputDirectory {
             target: target.into(),
             partial,
-            shards: vec![],
+            shards: Vec::new(),
             place: HashMap::new(),
             finished: false,
         };
         output.copy_files(checkpoint, dtype)?;
         output.create_shards(checkpoint, dtype)?;
         Ok(output)
+    }
+
+    /// Continues an interrupted run with the same fingerprint; returns what it reported of its finished layers. Where
+    /// none was interrupted, or it finished no layer, begins anew.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]: the interrupted run was another, or its files are damaged; and as [`create`](Self::create).
+    pub fn resume(
+        target: &Path,
+        checkpoint: &Checkpoint,
+        dtype: Option<FloatType>,
+        fingerprint: &str,
+    ) -> Result<(Self, Vec<LinearReport>), CheckpointError> {
+        Self::check(target)?;
+        let partial = partial_name(target);
+        let path = partial.join(JOURNAL);
+        if !path.is_file() {
+            if partial.is_dir() {
+                fs::remove_dir_all(&partial).map_err(TensorError::io(&partial))?;
+            }
+            return Ok((Self::create(target, checkpoint, dtype)?, Vec::new()));
+        }
+        let text = fs::read_to_string(&path).map_err(TensorError::io(&path))?;
+        let journal: Journal = serde_json::from_str(&text).map_err(|error| CheckpointError::Malformed {
+            path: path.clone(),
+            detail: format!("not the record of a run ({error}); remove {}", partial.display()),
+        })?;
+        if journal.fingerprint != fingerprint {
+            return Err(CheckpointError::Unusable {
+                path: partial,
+                detail: "is of a run with other settings, data or model; repeat that run, or remove it"
+                    .into(),
+            });
+        }
+        let mut output = OutputDirectory {
+            target: target.into(),
+            partial,
+            shards: vec![],
+            place: HashMap::new(),
+            finished: true,
+        };
+        for (number, shard) in checkpoint.shards().iter().enumerate() {
+            let path = output.partial.join(shard.path().file_name().unwrap_or_default());
+            output.shards.push(TensorWriter::reopen(&path)?);
+            for (name, info) in TensorFile::open(&path)?.in_file_order() {
+                output.place.insert(name.into(), (number, FloatType::of(info.dtype)));
+            }
+        }
+        output.finished = false; // from here on a failure cleans up
+        Ok((output, journal.linears))
     }
 
     /// config.json (with its `torch_dtype` set), tokenizer and generation settings.
@@ -182,6 +237,27 @@ impl OutputDirectory {
         self.shards[shard].write(tensor, &stored.encode(weight.view()))
     }
 
+    /// A weight that was written before.
+    ///
+    /// # Errors
+    /// [`TensorError`] when it is not there or damaged.
+    pub fn read<T: Scalar>(&self, tensor: &str) -> Result<Array2<T>, TensorError> {
+        let missing = || TensorError::MissingTensor { path: self.partial.clone(), name: tensor.into() };
+        let (shard, _) = *self.place.get(tensor).ok_or_else(missing)?;
+        TensorFile::open(self.shards[shard].path())?.matrix(tensor)
+    }
+
+    /// Records that every layer in `linears` is on the disk: what [`resume`](Self::resume) goes by.
+    ///
+    /// # Errors
+    /// [`TensorError::Io`].
+    pub fn layer_finished(&self, fingerprint: &str, linears: &[LinearReport]) -> Result<(), CheckpointError> {
+        self.shards.iter().try_for_each(TensorWriter::sync)?;
+        let journal = Journal { fingerprint: fingerprint.into(), linears: linears.to_vec() };
+        let text = serde_json::to_string(&journal).expect("a journal is plain data");
+        Ok(write_atomically(&self.partial.join(JOURNAL), text.as_bytes())?)
+    }
+
     /// Puts a file beside the weights.
     ///
     /// # Errors
@@ -196,10 +272,12 @@ impl OutputDirectory {
     /// # Errors
     /// [`TensorError::Io`].
     pub fn finish(mut self) -> Result<(), CheckpointError> {
-        for shard in self.shards.drain(..) {
-            shard.finish()?;
-        }
+        self.shards.iter().try_for_each(TensorWriter::sync)?;
         Self::check(&self.target)?; // it may have appeared meanwhile
+        let journal = self.partial.join(JOURNAL);
+        if journal.is_file() {
+            fs::remove_file(&journal).map_err(TensorError::io(&journal))?;
+        }
         fs::rename(&self.partial, &self.target).map_err(TensorError::io(&self.target))?;
         self.finished = true;
         Ok(())
@@ -213,6 +291,21 @@ impl Drop for OutputDirectory {
             let _ = fs::remove_dir_all(&self.partial);
         }
     }
+}
+
+/// The record of finished layers inside a directory in the making.
+const JOURNAL: &str = "resume.json";
+
+#[derive(Serialize, Deserialize)]
+struct Journal {
+    fingerprint: String,
+    linears: Vec<LinearReport>,
+}
+
+fn partial_name(target: &Path) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    parent(target).join(name)
 }
 
 fn parent(target: &Path) -> PathBuf {

@@ -1,8 +1,9 @@
 //! `prune-report.json`: what was done, how well, on what machine.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::windows::Windows;
+use crate::backend::DampingRetry;
 use crate::reference::Method;
 use crate::tensors::FloatType;
 
@@ -10,7 +11,7 @@ use crate::tensors::FloatType;
 pub const FILE_NAME: &str = "prune-report.json";
 
 /// One linear.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinearReport {
     /// Tensor name.
     pub tensor: String,
@@ -22,6 +23,9 @@ pub struct LinearReport {
     pub zeros: usize,
     /// ||W' X^ - W X~||_F / ||W X~||_F over the calibration data; null without data, or where W X~ is zero.
     pub relative_output_error: Option<f64>,
+    /// Where the Hessian needed more damping than was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub damping_retry: Option<DampingRetry>,
     /// Wall-clock time: pruning it, and its share of the group's statistics and factorisation.
     pub seconds: f64,
 }

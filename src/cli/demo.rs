@@ -174,6 +174,8 @@ fn measure(
         activation_dtype: None,
         dtype: None,
         output: &pruned,
+        damping_retry: true,
+        resume: false,
     };
     let report = job.run::<f32, _>(&Cpu, &Bar::new(format!("{} {p}", method.name()), false))?;
     entry.seconds_to_prune = report.totals.seconds;

@@ -191,6 +191,14 @@ impl Observer for Bar {
     }
 
     fn linear(&self, report: &LinearReport) {
+        if let Some(retry) = report.damping_retry {
+            self.bar.suspend(|| {
+                eprintln!(
+                    "warning: {}: the Hessian was not positive definite at column {}; damped with {}",
+                    report.tensor, retry.column, retry.damping
+                );
+            });
+        }
         if self.lines {
             let error = report.relative_output_error.map_or("-".into(), |e| format!("{e:.4}"));
             self.bar.suspend(|| {

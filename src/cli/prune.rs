@@ -60,6 +60,12 @@ pub struct PruneArgs {
     /// Round the input of every linear to this type in both streams, as a run in that type would.
     #[arg(long, value_enum)]
     activation_dtype: Option<ActivationType>,
+    /// Damp a Hessian that is not positive definite ten times as much, up to 1, until it is.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    damping_retry: bool,
+    /// Continue a run that was interrupted, at its first unfinished layer.
+    #[arg(long)]
+    resume: bool,
     /// Print the report as JSON to stdout, and nothing else.
     #[arg(long)]
     json: bool,
@@ -257,6 +263,8 @@ fn prune<T: Scalar>(
         activation_dtype: args.activation_dtype.map(FloatType::from),
         dtype: args.dtype,
         output: &args.output,
+        damping_retry: args.damping_retry,
+        resume: args.resume,
     };
     Ok(job.run::<T, _>(&Cpu, &Bar::new(method.name(), !args.json))?)
 }

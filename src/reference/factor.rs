@@ -9,11 +9,11 @@ use crate::linalg::{Scalar, invert_lower, row_major};
 pub enum FactorError {
     /// A pivot of the factorisation is not positive.
     #[error(
-        "the Hessian is not positive definite: pivot {pivot:e} at column {column} (in processing order); \
-         use more calibration tokens or a larger damping"
+        "the Hessian is not positive definite at column {column} (diagonal entry {pivot:e}); use more calibration \
+         tokens or a larger damping"
     )]
     NotPositiveDefinite {
-        /// Column in processing order, counted from 0.
+        /// Column, counted from 0: of the matrix given to [`factor`], or of the layer where pruning reports it.
         column: usize,
         /// The diagonal entry of the damped Hessian there.
         pivot: f64,
@@ -36,6 +36,18 @@ pub enum FactorError {
         /// Its column.
         column: usize,
     },
+}
+
+impl FactorError {
+    /// The same for columns that stood at these positions: `order` is position to original column.
+    pub(crate) fn in_original_order(self, order: &[usize]) -> Self {
+        use FactorError::*;
+        match self {
+            NotPositiveDefinite { column, pivot } => NotPositiveDefinite { column: order[column], pivot },
+            NotFinite { what, row, column } => NotFinite { what, row: order[row], column: order[column] },
+            NotSymmetric { row, column } => NotSymmetric { row: order[row], column: order[column] },
+        }
+    }
 }
 
 /// Input channels that carried nothing over the whole calibration: H_pp = 0.

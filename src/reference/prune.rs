@@ -75,7 +75,7 @@ pub fn prepare<T: Scalar>(
     config.check(k)?;
     let dead = dead_channels(&statistics.hessian);
     let Ordered { hessian, drift, order } = in_processing_order(statistics, &dead, config, replay.order)?;
-    let l = damped_factor(hessian, config.damping)?;
+    let l = damped_factor(hessian, config.damping).map_err(|error| error.in_original_order(&order))?;
     let correction = drift.map(|drift| Correction::new(&drift, l.view()));
     let with_alpha = correction.as_ref().map(|c| (&c.coefficients, config.alpha.score));
     let score_scale = score_scale(l.view(), with_alpha);
@@ -132,6 +132,11 @@ pub(crate) fn damped_factor<T: Scalar>(
     factor(hessian)
 }
 
+/// The columns in another order, row-major.
+fn select_columns<A: Copy>(a: ArrayView2<A>, order: &[usize]) -> Array2<A> {
+    Array2::from_shape_fn(a.raw_dim(), |(i, j)| a[(i, order[j])])
+}
+
 fn permute_both<T: Scalar>(a: ArrayView2<T>, order: &[usize]) -> Array2<T> {
     Array2::from_shape_fn(a.raw_dim(), |(i, j)| a[(order[i], order[j])])
 }
@@ -153,6 +158,17 @@ impl<T: Scalar> Prepared<T> {
         config: &PruneConfig,
         replay: Replay,
     ) -> Result<Pruned<T>, PruneError> {
+        self.run(weight, config, replay, &mut vec![AsIs; weight.nrows()])
+    }
+
+    /// Algorithm 1, the kept weights stored by `storage` (n, one for each row).
+    pub(crate) fn run<S: Storage<T>>(
+        &self,
+        weight: ArrayView2<T>,
+        config: &PruneConfig,
+        replay: Replay,
+        storage: &mut [S],
+    ) -> Result<Pruned<T>, PruneError> {
         let (n, k) = weight.dim();
         let channels = self.order.len();
         if k != channels {
@@ -163,7 +179,7 @@ impl<T: Scalar> Prepared<T> {
         }
         check_finite("weight", weight)?;
 
-        let mut w = weight.select(Axis(1), &self.order);
+        let mut w = select_columns(weight, &self.order);
         if config.dead_channels == DeadChannels::Zero {
             for (position, &column) in self.order.iter().enumerate() {
                 if self.dead[column] {
@@ -171,9 +187,10 @@ impl<T: Scalar> Prepared<T> {
                 }
             }
         }
-        let forced = replay.mask.map(|mask| mask.select(Axis(1), &self.order));
+        let forced = replay.mask.map(|mask| select_columns(mask, &self.order));
         let mut mask = forced.clone().unwrap_or_else(|| Array2::from_elem((n, k), false));
         let mut scores = Array2::zeros((n, k));
+        let mut storage = ArrayViewMut1::from(storage);
 
         for start in (0..k).step_by(config.block_size) {
             let end = (start + config.block_size).min(k);
@@ -191,13 +208,16 @@ impl<T: Scalar> Prepared<T> {
             let mut e = Array2::zeros((n, end - start)); // E: what each pruning leaves to compensate
             let mut compensated = Array2::zeros((n, end - start)); // W_j at its turn, before pruning
             let free = forced.is_none();
-            Zip::from(w.slice_mut(columns).rows_mut())
+            Zip::from(w.slice_mut(s![.., start..]).rows_mut())
                 .and(mask.slice_mut(columns).rows_mut())
                 .and(scores.slice_mut(columns).rows_mut())
                 .and(e.rows_mut())
                 .and(compensated.rows_mut())
-                .par_for_each(|w, mask, score, e, compensated| {
-                    block.prune_row(Row { w, mask, score, e, compensated }, config.weight_sparsity, free);
+                .and(&mut storage)
+                .par_for_each(|w, mask, score, e, compensated, storage| {
+                    let (w, mask, score) = (contiguous(w), contiguous(mask), contiguous(score));
+                    let row = Row { w, mask, score, e: contiguous(e), compensated: contiguous(compensated) };
+                    block.prune_row(row, config.weight_sparsity, free, storage);
                 });
 
             // Lazy update of the columns to the right.
@@ -216,15 +236,35 @@ impl<T: Scalar> Prepared<T> {
         check_finite("pruned weight", w.view())?;
         let position = inverse(&self.order);
         Ok(Pruned {
-            weight: w.select(Axis(1), &position),
-            mask: mask.select(Axis(1), &position),
+            weight: select_columns(w.view(), &position),
+            mask: select_columns(mask.view(), &position),
             score: scores,
         })
     }
 }
 
+/// What becomes of a weight that is kept.
+pub(crate) trait Storage<T>: Send {
+    /// The value stored for the weight of column `column` (in processing order). `rest` is its row from that column
+    /// on: current within the block, beyond it as the last lazy update left it. Asked once for every column from the
+    /// left, pruned or not.
+    fn store(&mut self, column: usize, rest: &[T]) -> T;
+}
+
+/// The weight itself.
+#[derive(Clone, Copy)]
+struct AsIs;
+
+impl<T: Scalar> Storage<T> for AsIs {
+    fn store(&mut self, _: usize, rest: &[T]) -> T {
+        rest[0]
+    }
+}
+
 /// The square of L^T and D that one block of columns needs, and its part of the score.
 struct Block<'a, T> {
+    /// Its first column.
+    start: usize,
     lt: ArrayView2<'a, T>,
     /// alpha_update * D; zero without a correction.
     d: Array2<T>,
@@ -233,11 +273,21 @@ struct Block<'a, T> {
 
 /// One row of the block: what the loop reads and writes.
 struct Row<'a, T> {
-    w: ArrayViewMut1<'a, T>,
-    mask: ArrayViewMut1<'a, bool>,
-    score: ArrayViewMut1<'a, T>,
-    e: ArrayViewMut1<'a, T>,
-    compensated: ArrayViewMut1<'a, T>,
+    /// From the block's first column to the last of the matrix.
+    w: &'a mut [T],
+    mask: &'a mut [bool],
+    score: &'a mut [T],
+    e: &'a mut [T],
+    compensated: &'a mut [T],
+}
+
+/// Row j of a square, right of the diagonal.
+fn behind<A>(square: ArrayView2<'_, A>, j: usize) -> &[A] {
+    &square.index_axis_move(Axis(0), j).to_slice().expect("a row of a row-major matrix")[j + 1..]
+}
+
+fn contiguous<A>(row: ArrayViewMut1<'_, A>) -> &mut [A] {
+    row.into_slice().expect("a row of a row-major matrix")
 }
 
 impl<'a, T: Scalar> Block<'a, T> {
@@ -247,40 +297,46 @@ impl<'a, T: Scalar> Block<'a, T> {
             Some(correction) => &correction.d.slice(square) * T::of(config.alpha.update),
             None => Array2::zeros((columns.len(), columns.len())),
         };
-        Block { lt: prepared.lt.slice(square), d, score_scale: prepared.score_scale.slice(s![columns]) }
+        Block {
+            start: columns.start,
+            lt: prepared.lt.slice(square),
+            d,
+            score_scale: prepared.score_scale.slice(s![columns]),
+        }
     }
 
     /// The column loop for one row:
     ///
     /// ```text
-    /// q = W_j where kept, 0 where pruned        e = (W_j - q) / L_jj
+    /// q = W_j as stored where kept, 0 where pruned        e = (W_j - q) / L_jj
     /// W_{j..} += -e L_{j..,j}^T + W_j D_{j,j..}        (W_j before pruning; afterwards column j holds q)
     /// ```
-    fn prune_row(&self, mut row: Row<T>, sparsity: Sparsity, free: bool) {
-        for j in 0..row.w.len() {
+    fn prune_row(&self, row: Row<T>, sparsity: Sparsity, free: bool, storage: &mut impl Storage<T>) {
+        let width = self.lt.nrows();
+        for j in 0..width {
             if let Sparsity::NofM { n, m } = sparsity
                 && j % m == 0
             {
-                let group = s![j..j + m];
-                Zip::from(row.score.slice_mut(group))
-                    .and(row.w.slice(group))
-                    .and(self.score_scale.slice(group))
-                    .for_each(|score, &w, &scale| *score = w * w * scale);
+                for c in j..j + m {
+                    row.score[c] = row.w[c] * row.w[c] * self.score_scale[c];
+                }
                 if free {
-                    let score = row.score.slice(group).to_vec();
-                    row.mask.slice_mut(group).assign(&lowest(&score, n));
+                    let mask = lowest(&row.score[j..j + m], n);
+                    row.mask[j..j + m].iter_mut().zip(mask).for_each(|(place, mask)| *place = mask);
                 }
             }
             let w = row.w[j];
-            let q = if row.mask[j] { T::zero() } else { w };
+            let stored = storage.store(self.start + j, &row.w[j..]);
+            let q = if row.mask[j] { T::zero() } else { stored };
             let e = (w - q) / self.lt[(j, j)];
             row.e[j] = e;
             row.compensated[j] = w;
             row.w[j] = q;
-            Zip::from(row.w.slice_mut(s![j + 1..]))
-                .and(self.lt.slice(s![j, j + 1..]))
-                .and(self.d.slice(s![j, j + 1..]))
-                .for_each(|rest, &l, &d| *rest += w * d - e * l);
+            // Plain slices: this line is where the time goes, and so the compiler vectorises it.
+            let (lt, d) = (behind(self.lt, j), behind(self.d.view(), j));
+            for ((rest, &l), &d) in row.w[j + 1..width].iter_mut().zip(lt).zip(d) {
+                *rest += w * d - e * l;
+            }
         }
     }
 }

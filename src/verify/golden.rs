@@ -5,7 +5,7 @@
 //! | kind | told by | checked |
 //! |---|---|---|
 //! | DuoGPT | metadata `algorithm = DuoGPT` | activation pruning, statistics, order, factor, Q, D, a, b, 2c, score, mask, weight |
-//! | GPTAQ | `<run>.scale` | statistics (the quantising loop is not part of this version) |
+//! | GPTAQ | `<run>.scale` | statistics, then scale, zero, codes and weight of every run |
 //! | Wanda | `stats.scaler_row` | statistics, then mask and weight of every run |
 //! | SparseGPT | `stats.hessian` | statistics, then mask and weight of every run |
 //! | activation pruning | `<case>.input` | every `<case>.s<percent>` |
@@ -19,8 +19,13 @@
 //!   diagonal: Cholesky does not feel the scaling, and the factor of a matrix perturbed by a relative epsilon moves
 //!   by epsilon cond(S) to first order (cond in the 1-norm).
 //!
+//! * a grid's scale: 4 u (two rounded inputs, a factor, a difference and a quotient, none of which cancels); a point of
+//!   it: 2 u more.
+//!
 //! No comparison of values survives a flipped mask bit. So values are compared under the golden order and mask, and
-//! the decisions apart: an f32 flip passes only if the score lies within the score budget of the cut.
+//! the decisions apart: an f32 flip passes only if the score lies within the score budget of the cut. A weight
+//! rounded to another code is such a flip too. It passes only if the value that was rounded lies within the budget
+//! behind the factor of the middle between the two points.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -31,6 +36,7 @@ use serde::Serialize;
 use super::compare::{Comparison, Place, Processing, compare};
 use crate::linalg::{Scalar, matmul};
 use crate::reference::activation::prune_activations;
+use crate::reference::baseline::gptaq::{GridConfig, GridRange, Quantised, Symmetry, quantise};
 use crate::reference::baseline::{sparsegpt::sparsegpt, wanda::wanda};
 use crate::reference::factor::{damp, dead_channels, factor, revive_dead_channels};
 use crate::reference::order::inverse;
@@ -146,11 +152,7 @@ pub fn verify_file<T: Scalar>(path: &Path) -> Result<FileReport, GoldenError> {
         Some(Kind::SparseGpt) => golden.sparsegpt::<T>()?,
         Some(Kind::Wanda) => golden.wanda::<T>()?,
         Some(Kind::ActivationPruning) => golden.activation_pruning::<T>()?,
-        Some(Kind::Gptaq) => {
-            skipped =
-                Some("the quantising loop of GPTAQ is not built yet; its statistics are checked".into());
-            golden.statistics::<T>(2.0)?.0
-        }
+        Some(Kind::Gptaq) => golden.gptaq::<T>()?,
         None => {
             skipped =
                 Some("not a golden file: neither its metadata nor its tensors name a known kind".into());
@@ -549,16 +551,16 @@ impl Golden {
         ])
     }
 
-    /// The runs of a baseline file: name, recorded mask, recorded weight.
-    fn runs(&self) -> BTreeSet<String> {
-        let ends = |name: &str| name.strip_suffix(".mask").map(str::to_string);
+    /// The runs of a baseline file: the names before `suffix`.
+    fn runs(&self, suffix: &str) -> BTreeSet<String> {
+        let ends = |name: &str| name.strip_suffix(suffix).map(str::to_string);
         self.file.names().filter_map(ends).collect()
     }
 
     fn sparsegpt<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError> {
         let (mut stages, statistics, budgets) = self.statistics::<T>(2.0)?;
         let weight = self.file.matrix::<f64>("input.weight")?;
-        for run in self.runs() {
+        for run in self.runs(".mask") {
             let (sparsity, damping) = self.settings(&run)?;
             let config = PruneConfig { block_size: 32, damping, ..PruneConfig::sparsegpt(sparsity) };
             let pruned =
@@ -588,7 +590,7 @@ impl Golden {
         let compared = compare(column(&norms.square_norms).view(), golden.view(), budget, Processing::Rows);
         let mut stages = vec![Stage::values("statistics: norms", compared)];
         let weight = self.file.matrix::<f64>("input.weight")?;
-        for run in self.runs() {
+        for run in self.runs(".mask") {
             let (sparsity, _) = self.settings(&run)?;
             let pruned =
                 wanda(cast::<T, _>(&weight).view(), &norms, sparsity).map_err(|e| self.refused(e))?;
@@ -609,6 +611,94 @@ impl Golden {
             stages.extend(self.baseline_stages(&run, pruned, replay, &config, budget)?);
         }
         Ok(stages)
+    }
+
+    fn gptaq<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError> {
+        let (mut stages, statistics, budgets) = self.statistics::<T>(2.0)?;
+        let weight = self.file.matrix::<f64>("input.weight")?;
+        self.expect_shape("input.weight", &weight.shape()[1..], &[statistics.channels()])?;
+        for run in self.runs(".scale") {
+            let (grids, config) = self.grid_settings(&run)?;
+            let factored = self.factored_budget::<T>(&budgets, config.damping, weight.ncols())?;
+            let prepared = prepare(&statistics, &config, Replay::default()).map_err(|e| self.refused(e))?;
+            let weight = cast::<T, _>(&weight);
+            let quantise = |codes: Option<ArrayView2<i32>>| {
+                quantise(&prepared, weight.view(), &config, &grids, Replay::default(), codes)
+                    .map_err(|e| self.refused(e))
+            };
+            stages.extend(self.quantised_stages(&run, quantise, &prepared.order, factored)?);
+        }
+        Ok(stages)
+    }
+
+    fn quantised_stages<T: Scalar>(
+        &self,
+        run: &str,
+        quantise: impl Fn(Option<ArrayView2<i32>>) -> Result<Quantised<T>, GoldenError>,
+        order: &[usize],
+        factored: f64,
+    ) -> Result<Vec<Stage>, GoldenError> {
+        let mut quantised = quantise(None)?;
+        let (n, k) = quantised.target.dim();
+        let weight = self.matrix_of(&format!("{run}.weight"), (n, k))?;
+        let scale = self.matrix_of(&format!("{run}.scale"), quantised.scale.dim())?;
+        let zero = self.matrix_of(&format!("{run}.zero"), quantised.zero.dim())?;
+        // One grid per row; the code is not recorded, but the point is.
+        let codes = Array2::from_shape_fn((n, k), |(row, column)| {
+            (weight[(row, column)] / scale[(row, 0)] + zero[(row, 0)]).round() as i32
+        });
+        if quantised.codes != codes {
+            quantised = quantise(Some(codes.view()))?;
+        }
+        let (scale_budget, point_budget) = match is_f64::<T>() {
+            true => (F64_BUDGET, F64_BUDGET),
+            false => (4.0 * T::UNIT_ROUNDOFF, 6.0 * T::UNIT_ROUNDOFF),
+        };
+        let stage = |name: &str, found: &Array2<T>, expected: &Array2<f64>, budget: f64| {
+            let processing = if found.ncols() == k { Processing::Columns(order) } else { Processing::Rows };
+            Stage::values(
+                format!("{run}: {name}"),
+                compare(found.view(), expected.view(), budget, processing),
+            )
+        };
+        Ok(vec![
+            stage("scale", &quantised.scale, &scale, scale_budget),
+            stage("zero", &quantised.zero, &zero, 0.0),
+            code_stage(&format!("{run}: codes"), &quantised, &codes, &weight, order, factored),
+            stage("weight", &quantised.pruned.weight, &weight, point_budget),
+        ])
+    }
+
+    /// `sym4`, `asym4_mse`, `sym3_act_order`, `sym4_alpha0_gptq`: symmetry and bits, then what differs from the
+    /// published settings.
+    fn grid_settings(&self, run: &str) -> Result<(GridConfig, PruneConfig), GoldenError> {
+        let unknown = || {
+            self.malformed(format!("run `{run}` says no settings (sym<bits> or asym<bits>, then options)"))
+        };
+        let (grid, mut options) = run.split_at(run.find('_').unwrap_or(run.len()));
+        let (symmetry, bits) = match grid.strip_prefix("asym") {
+            Some(bits) => (Symmetry::Asymmetric, bits),
+            None => (Symmetry::Symmetric, grid.strip_prefix("sym").ok_or_else(unknown)?),
+        };
+        let bits = bits.parse().map_err(|_| unknown())?;
+        let mut grids = GridConfig { bits, symmetry, range: GridRange::Full, group_size: None };
+        let mut config = PruneConfig { block_size: 32, ..PruneConfig::gptaq() };
+        while !options.is_empty() {
+            options = if let Some(rest) = options.strip_prefix("_mse") {
+                grids.range = GridRange::LeastError;
+                rest
+            } else if let Some(rest) = options.strip_prefix("_act_order") {
+                config.column_order = ColumnOrder::Hessian;
+                rest
+            } else if let Some(rest) = options.strip_prefix("_alpha0") {
+                config.alpha.update = 0.0;
+                rest
+            } else {
+                // Only says once more that alpha = 0 is GPTQ.
+                options.strip_prefix("_gptq").ok_or_else(unknown)?
+            };
+        }
+        Ok((grids, config))
     }
 
     fn baseline_stages<T: Scalar>(
@@ -745,6 +835,49 @@ fn mask_stage<T: Scalar>(
     Stage { name: name.into(), error: flips as f64, budget: 0.0, passed, place: first, note }
 }
 
+/// Counts the weights that were rounded to another code than the golden one, and weighs each by the distance from
+/// the middle between the two points. Each was rounded on the golden path, so that one flip does not cause the next.
+fn code_stage<T: Scalar>(
+    name: &str,
+    quantised: &Quantised<T>,
+    golden: &Array2<i32>,
+    weight: &Array2<f64>,
+    order: &[usize],
+    budget: f64,
+) -> Stage {
+    let largest = weight.iter().fold(0.0f64, |m, w| m.max(w.abs()));
+    let mut flips = 0;
+    let mut first = None;
+    let mut widest = 0.0f64;
+    for &column in order {
+        for row in 0..golden.nrows() {
+            let (found, expected) = (quantised.codes[(row, column)], golden[(row, column)]);
+            if found == expected {
+                continue;
+            }
+            flips += 1;
+            first.get_or_insert(Place {
+                row,
+                column,
+                expected: f64::from(expected),
+                found: f64::from(found),
+            });
+            let (scale, zero) = (quantised.scale[(row, 0)].widen(), quantised.zero[(row, 0)].widen());
+            let middle = scale * (f64::from(found) / 2.0 + f64::from(expected) / 2.0 - zero);
+            widest = widest.max((quantised.target[(row, column)].widen() - middle).abs() / largest);
+        }
+    }
+    let note = (flips > 0).then(|| {
+        format!(
+            "{flips} of {} weights rounded to another code, at most {widest:.1e} of the largest weight from the middle \
+             between the two points",
+            golden.len()
+        )
+    });
+    let passed = flips == 0 || (!is_f64::<T>() && widest <= budget);
+    Stage { name: name.into(), error: f64::from(flips), budget: 0.0, passed, place: first, note }
+}
+
 /// The score at which the golden mask cuts the block (or row, or group) that holds an element: the largest pruned one.
 fn cut(
     score: &Array2<f64>,
@@ -768,4 +901,34 @@ fn cut(
         .filter(in_block)
         .map(|at| score[at])
         .fold(f64::NEG_INFINITY, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    #[test]
+    fn a_code_may_flip_only_in_f32_and_only_near_the_middle_of_two_points() {
+        fn stage<T: Scalar>(target: f64, code: i32) -> Stage {
+            let weight = array![[1.0, 2.0]]; // scale 0.5: codes 2 and 4
+            let of = |a: &Array2<f64>| cast::<T, _>(a);
+            let quantised = Quantised {
+                pruned: Pruned { weight: of(&weight), mask: array![[false, false]], score: of(&weight) },
+                codes: array![[2, code]],
+                scale: of(&array![[0.5]]),
+                zero: of(&array![[0.0]]),
+                target: of(&array![[1.1, target]]),
+            };
+            code_stage("codes", &quantised, &array![[2, 4]], &weight, &[1, 0], 1e-3)
+        }
+        // The middle between the codes 4 and 3 is 1.75, and the largest weight is 2.
+        let near = stage::<f32>(1.751, 3);
+        assert!(near.passed && near.error == 1.0 && near.note.is_some());
+        assert_eq!(near.place, Some(Place { row: 0, column: 1, expected: 4.0, found: 3.0 }));
+        assert!(!stage::<f32>(1.753, 3).passed);
+        assert!(!stage::<f32>(1.75, 2).passed); // two steps
+        assert!(!stage::<f64>(1.751, 3).passed);
+        assert!(stage::<f64>(2.0, 4).passed && stage::<f64>(2.0, 4).note.is_none());
+    }
 }

@@ -96,6 +96,8 @@ impl Published<'_> {
                     activation_dtype: None,
                     dtype: Some(if T::NAME == "f64" { FloatType::F64 } else { FloatType::F32 }),
                     output: &output,
+                    damping_retry: true,
+                    resume: false,
                 };
                 job.run::<T, _>(&Cpu, &Silent)?;
                 Checkpoint::open(&output)?

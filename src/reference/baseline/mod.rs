@@ -1,5 +1,6 @@
 //! The methods DuoGPT is compared with, on the same inputs.
 
+pub mod gptaq;
 pub mod magnitude;
 pub mod sparsegpt;
 pub mod wanda;
