@@ -317,7 +317,8 @@ fn silu<T: Scalar>(x: T) -> T {
     x / (T::one() + (-x).exp())
 }
 
-/// Rotary position embedding: cosines and sines (positions x head_dim / 2), computed in f64.
+/// Rotary position embedding: cosines and sines (positions x head_dim / 2), computed in the arithmetic of the run, as
+/// Hugging Face does: in f32 the rounding of the angles shows in the logits of long sequences.
 #[derive(Clone, Debug)]
 struct Rotary<T> {
     cos: Array2<T>,
@@ -327,11 +328,11 @@ struct Rotary<T> {
 impl<T: Scalar> Rotary<T> {
     fn new(config: &LlamaConfig, length: usize) -> Self {
         let half = config.head_dim / 2;
-        let frequency: Vec<f64> = (0..half).map(|i| frequency(config, i)).collect();
-        let table = |f: fn(f64) -> f64| {
-            Array2::from_shape_fn((length, half), |(position, i)| T::of(f(position as f64 * frequency[i])))
+        let frequency: Vec<T> = (0..half).map(|i| frequency(config, i)).collect();
+        let table = |f: fn(T) -> T| {
+            Array2::from_shape_fn((length, half), |(position, i)| f(T::of(position as f64) * frequency[i]))
         };
-        Rotary { cos: table(f64::cos), sin: table(f64::sin) }
+        Rotary { cos: table(T::cos), sin: table(T::sin) }
     }
 
     /// Turns every head of `x` (tokens x heads * head_dim): entry i pairs with entry i + head_dim / 2.
@@ -352,11 +353,11 @@ impl<T: Scalar> Rotary<T> {
 
 /// theta^(-2 i / head_dim), with LLaMA-3's stretching: long wavelengths are divided by the factor, short ones stay,
 /// and between them the frequency is interpolated.
-fn frequency(config: &LlamaConfig, i: usize) -> f64 {
-    let plain = config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64);
+fn frequency<T: Scalar>(config: &LlamaConfig, i: usize) -> T {
+    let plain = T::one() / T::of(config.rope_theta).powf(T::of(2.0 * i as f64 / config.head_dim as f64));
     let Some(scaling) = config.rope_scaling else { return plain };
-    let turns = scaling.original_max_position_embeddings * plain / std::f64::consts::TAU;
+    let turns = scaling.original_max_position_embeddings * plain.widen() / std::f64::consts::TAU;
     let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
     let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-    plain * (smooth + (1.0 - smooth) / scaling.factor)
+    plain * T::of(smooth + (1.0 - smooth) / scaling.factor)
 }
