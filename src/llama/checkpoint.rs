@@ -132,17 +132,6 @@ impl Checkpoint {
         self.shards.iter().for_each(TensorFile::drop_pages);
     }
 
-    /// The type of the linears, where all agree: what the directory is called "in".
-    pub fn float_type(&self) -> Option<FloatType> {
-        let first = FloatType::of(self.info(&Linear::Q.tensor(0)).ok()?.dtype)?;
-        let same = |layer| {
-            Linear::ALL
-                .iter()
-                .all(|l| self.info(&l.tensor(layer)).is_ok_and(|info| info.dtype == first.dtype()))
-        };
-        (0..self.config.num_hidden_layers).all(same).then_some(first)
-    }
-
     fn check_tensors(&self) -> Result<(), CheckpointError> {
         let c = &self.config;
         self.check(EMBEDDING, &[c.vocab_size, c.hidden_size])?;
