@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`mod@reference`] | the algorithm and the baselines it is compared with, over `f32` and `f64` |
 //! | [`backend`] | what a device must offer to run it |
+//! | [`cuda`] | the same steps on a GPU: the host side of `kernels/` |
 //! | [`llama`] | LLaMA checkpoints and their forward pass, cut into groups of linears with one input |
 //! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint |
 //! | [`evaluate`] | perplexity |
@@ -50,6 +51,7 @@
 pub mod backend;
 pub mod calibrate;
 pub mod cli;
+pub mod cuda;
 pub mod evaluate;
 pub mod files;
 pub mod linalg;

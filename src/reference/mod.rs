@@ -305,6 +305,9 @@ pub enum PruneError {
     /// The Hessian has no factor.
     #[error(transparent)]
     Factor(#[from] FactorError),
+    /// The device of the backend failed.
+    #[error(transparent)]
+    Device(#[from] crate::cuda::DeviceError),
     /// Two inputs do not fit each other.
     #[error("the {what} has shape {found:?}, expected {expected:?}")]
     Shape {

@@ -141,7 +141,7 @@ fn permute_both<T: Scalar>(a: ArrayView2<T>, order: &[usize]) -> Array2<T> {
     Array2::from_shape_fn(a.raw_dim(), |(i, j)| a[(order[i], order[j])])
 }
 
-fn checked_order(order: &[usize], k: usize) -> Result<Vec<usize>, ConfigError> {
+pub(crate) fn checked_order(order: &[usize], k: usize) -> Result<Vec<usize>, ConfigError> {
     let mut seen = vec![false; k];
     let fits = order.len() == k && order.iter().all(|&c| c < k && !std::mem::replace(&mut seen[c], true));
     if fits { Ok(order.to_vec()) } else { Err(ConfigError::NotAPermutation { k }) }

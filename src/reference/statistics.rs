@@ -89,7 +89,7 @@ impl<T: Scalar> ChannelNorms<T> {
 }
 
 /// Weights s/(s+1) of what is there and 1/(s+1) of what comes.
-fn running_mean(seen: usize) -> (f64, f64) {
+pub(crate) fn running_mean(seen: usize) -> (f64, f64) {
     let total = (seen + 1) as f64;
     (seen as f64 / total, 1.0 / total)
 }

@@ -1,0 +1,170 @@
+//! Every kernel and its host side on the emulator, against the reference; and the error exits.
+
+mod checks;
+mod emulator;
+
+use checks::*;
+use duogpt::backend::Backend;
+use duogpt::cuda::Cuda;
+use duogpt::cuda::activation::activation;
+use duogpt::cuda::device::Buffer;
+use duogpt::cuda::mask::mask;
+use duogpt::cuda::score::Columns;
+use duogpt::reference::activation::prune_activations;
+use duogpt::reference::prune::prepare;
+use duogpt::reference::{FactorError, PruneConfig, PruneError, Replay, Sparsity, Statistics, Threshold};
+use emulator::Emulator;
+use half::{bf16, f16};
+use ndarray::Array2;
+
+const SIZES: [usize; 9] = [1, 2, 31, 32, 33, 127, 128, 129, 255];
+
+/// As [`layer_agrees`], and no device memory is left behind.
+fn layer_on_emulator(seed: u64, case: &Case) -> Outcome {
+    let cuda = Cuda { device: Emulator::new(seed) };
+    layer_agrees(&cuda, case)?;
+    match cuda.device.in_use() {
+        (0, 0) => Ok(()),
+        left => Err(format!("device memory left behind: {left:?}")),
+    }
+}
+
+#[test]
+fn activation_f32() {
+    activations_f32(&Emulator::new(1), &SIZES).unwrap();
+    activations_f32(&Emulator::new(2), &[688]).unwrap();
+}
+
+#[test]
+fn activation_bf16() {
+    activations_agree::<bf16, _>(&Emulator::new(3), bf16::from_f32, bf16::to_f32, &SIZES).unwrap();
+}
+
+#[test]
+fn activation_f16() {
+    activations_agree::<f16, _>(&Emulator::new(4), f16::from_f32, f16::to_f32, &SIZES).unwrap();
+}
+
+#[test]
+fn activation_of_what_is_no_number() {
+    let device = Emulator::new(5);
+    for x in
+        [[f32::NAN, 1.0, -3.0, 2.0], [f32::NAN, f32::NAN, f32::NAN, 2.0], [f32::INFINITY, 1.0, -0.0, 0.0]]
+    {
+        let mut expected = Array2::from_shape_vec((1, 4), x.to_vec()).unwrap();
+        prune_activations(expected.view_mut(), 0.5);
+        let on_device = Buffer::from_host(&device, &x).unwrap();
+        let kept = activation(&device, &on_device, (1, 4), 0.5).unwrap();
+        assert_eq!(bits(&kept.x.to_host(&device).unwrap()), bits(&flat(&expected)));
+    }
+}
+
+#[test]
+fn score_at_all_sizes() {
+    scores_agree(&Emulator::new(6), &SIZES).unwrap();
+}
+
+#[test]
+fn mask_at_all_sizes() {
+    masks_agree(&Emulator::new(8), &SIZES).unwrap();
+}
+
+#[test]
+fn mask_of_many_rows() {
+    let device = Emulator::new(9);
+    let block = Columns { n: 700, k: 8, first: 0, width: 8 }; // more than two rows for each thread of the scan
+    let scores = integers(1, 700, 8);
+    let s = Buffer::from_host(&device, &flat(&scores)).unwrap();
+    let out = Buffer::<u8, _>::new(&device, 5600).unwrap();
+    mask(&device, block, &s, Threshold::Exact, 0.5, &out).unwrap();
+    let expected = Threshold::Exact.select(scores.view(), 0.5).mapv(u8::from);
+    same("mask", &out.to_host(&device).unwrap(), &flat(&expected)).unwrap();
+}
+
+#[test]
+fn panel_at_all_sizes() {
+    panels_agree(&Emulator::new(10), &SIZES).unwrap();
+}
+
+#[test]
+fn panel_of_the_largest_block() {
+    panels_agree(&Emulator::new(11), &[256]).unwrap();
+}
+
+#[test]
+fn statistics_at_all_sizes() {
+    statistics_agree(&Emulator::new(12), &SIZES).unwrap();
+}
+
+#[test]
+fn whole_layers() {
+    for (i, case) in cases().iter().enumerate() {
+        let outcome = layer_on_emulator(20 + i as u64, case);
+        outcome.unwrap_or_else(|difference| {
+            panic!("n = {}, k = {}, {:?}: {difference}", case.n, case.k, case.config)
+        });
+    }
+}
+
+#[test]
+fn a_layer_of_the_small_model_with_few_rows() {
+    let case = Case { n: 3, k: 688, config: PruneConfig::default(), drift: true, dead: &[5] };
+    layer_on_emulator(40, &case).unwrap();
+}
+
+#[test]
+fn another_order_of_threads_gives_the_same_bits() {
+    let case = &cases()[1];
+    let [a, b] = [50, 60].map(|seed| {
+        let cuda = Cuda { device: Emulator::new(seed) };
+        run::<f32, _>(&cuda, case, Replay::default()).unwrap()
+    });
+    assert_eq!(bits(&flat(&a.weight)), bits(&flat(&b.weight)));
+    assert_eq!((a.mask, bits(&flat(&a.score))), (b.mask, bits(&flat(&b.score))));
+}
+
+#[test]
+fn a_hessian_without_factor_is_reported_as_by_the_reference() {
+    let config = PruneConfig { damping: 0.0, ..PruneConfig::upstream(Sparsity::Unstructured(0.5)) };
+    let cuda = Cuda { device: Emulator::new(70) };
+    let mut on_device = cuda.statistics(9, true);
+    let mut on_host = Statistics::<f32>::new(9, true);
+    // Integers, two equal channels: the pivot of one of them is exactly zero.
+    let mut x = integers(3, 30, 9);
+    let copied = x.column(4).to_owned();
+    x.column_mut(7).assign(&copied);
+    cuda.update(&mut on_device, x.view(), x.view());
+    on_host.update(x.view(), x.view());
+    let expected = prepare(&on_host, &config, Replay::default()).unwrap_err();
+    assert!(matches!(expected, PruneError::Factor(FactorError::NotPositiveDefinite { .. })), "{expected}");
+    assert_eq!(cuda.prepare(&on_device, &config, Replay::default()).err(), Some(expected));
+
+    x[(3, 2)] = f32::NAN;
+    let mut on_device = cuda.statistics(9, true);
+    cuda.update(&mut on_device, x.view(), x.view());
+    let error = cuda.prepare(&on_device, &config, Replay::default()).err();
+    let expected = FactorError::NotFinite { what: "Hessian", row: 0, column: 2 };
+    assert_eq!(error, Some(PruneError::Factor(expected)));
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let cuda = Cuda { device: Emulator::new(71) };
+    let mut statistics = cuda.statistics(4, false);
+    let x = random(1, 20, 4);
+    cuda.update(&mut statistics, x.view(), x.view());
+    let config = PruneConfig::default();
+    let prepared = cuda.prepare(&statistics, &config, Replay::default()).unwrap();
+    let error = cuda.prune(&prepared, random(2, 3, 5).view(), &config, Replay::default()).unwrap_err();
+    assert_eq!(error, PruneError::Shape { what: "weight", expected: (3, 4), found: (3, 5) });
+    let order = [0, 1, 2, 2];
+    let replay = Replay { order: Some(&order), mask: None };
+    assert!(matches!(cuda.prepare(&statistics, &config, replay), Err(PruneError::Config(_))));
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_is_an_error() {
+    let device = Emulator::with_fault(1, "score.cu", "w[at] * w[at];", "w[at] * ;");
+    let error = scores_agree(&device, &[2]).unwrap_err();
+    assert!(error.contains("score.cu:"), "{error}");
+}

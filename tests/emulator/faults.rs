@@ -1,0 +1,158 @@
+//! The checks of the kernels have teeth: faults planted in the sources, each of which must be found.
+
+use duogpt::cuda::Cuda;
+
+use super::Emulator;
+use crate::checks::{
+    activations_f32, cases, layer_agrees, masks_agree, panels_agree, scores_agree, statistics_agree,
+};
+
+/// A check of the kernels, at a few sizes that have tails.
+fn check(name: &str, device: Emulator) -> Result<(), String> {
+    match name {
+        "activation" => activations_f32(&device, &[33, 300]),
+        "score" => scores_agree(&device, &[33, 129]),
+        "mask" => masks_agree(&device, &[33, 129]),
+        "panel" => panels_agree(&device, &[33, 66]),
+        "statistics" => statistics_agree(&device, &[33, 300]),
+        "layer" => cases()
+            .iter()
+            .skip(1)
+            .take(2)
+            .try_for_each(|case| layer_agrees(&Cuda { device: Emulator::like(&device) }, case)),
+        _ => unreachable!("no check {name}"),
+    }
+}
+
+/// File, what stands there, what stands there instead, the check that must find it.
+const FAULTS: [(&str, &str, &str, &str); 29] = [
+    // Barriers and shuffles.
+    (
+        "activation.cu",
+        "histogram[thread] = 0;\n        __syncthreads();",
+        "histogram[thread] = 0;",
+        "activation",
+    ),
+    (
+        "activation.cu",
+        "if (keep) kept[place] = j;\n        __syncthreads();",
+        "if (keep) kept[place] = j;",
+        "activation",
+    ),
+    ("mask.cu", "counts[threadIdx.x] = 0;\n    __syncthreads();", "counts[threadIdx.x] = 0;", "mask"),
+    ("mask.cu", "above -= sum;\n    __syncthreads();", "above -= sum;", "mask"),
+    ("panel.cu", "first += SLICE) {\n            __syncthreads();", "first += SLICE) {", "panel"),
+    (
+        "panel.cu",
+        "d_slice[i] = inside ? alpha * d[at] : 0.0f;\n            }\n            __syncthreads();",
+        "d_slice[i] = inside ? alpha * d[at] : 0.0f;\n            }",
+        "panel",
+    ),
+    (
+        "panel.cu",
+        "float w_j = __shfl_sync(ALL_LANES, w_[u], j % 32);",
+        "float w_j = __shfl_sync(0xffffu, w_[u], j % 32);",
+        "panel",
+    ),
+    ("factor.cu", "    __syncwarp(); // the diagonal is read before it is cleared\n", "", "layer"),
+    // Bounds and tails.
+    (
+        "activation.cu",
+        "if (j < k) {\n            u32 key",
+        "if (j <= k) {\n            u32 key",
+        "activation",
+    ),
+    ("score.cu", "if (i >= (u64)n * width) return;", "if (i > (u64)n * width) return;", "score"),
+    ("score.cu", "if (i >= (u64)n * width) return;", "if (i + 1 >= (u64)n * width) return;", "score"),
+    ("panel.cu", "if (real && c < width) {", "if (c < width) {", "panel"),
+    ("panel.cu", "bool inside = real && c < width;", "bool inside = c < width;", "panel"),
+    ("statistics.cu", "if (j >= k) return;", "if (j > k) return;", "statistics"),
+    ("mask.cu", "u32 run = (n + 255) / 256", "u32 run = n / 256", "mask"),
+    // Strides and indices.
+    ("score.cu", "i / width * stride + column", "i / width * width + column", "score"),
+    ("factor.cu", "(u64)order[i / k] * k + order[i % k]", "(u64)order[i / k] * k + i % k", "layer"),
+    (
+        "panel.cu",
+        "u64 row = (u64)blockIdx.x * 8 + threadIdx.x / WARP;",
+        "u64 row = (u64)blockIdx.x * 4 + threadIdx.x / WARP;",
+        "panel",
+    ),
+    // Comparisons and signs.
+    ("activation.cu", "keep = key >= threshold", "keep = key > threshold", "activation"),
+    (
+        "mask.cu",
+        "mask[at] = order_key(s[at]) <= selection[0];",
+        "mask[at] = order_key(s[at]) < selection[0];",
+        "mask",
+    ),
+    ("mask.cu", "key == threshold && place < take", "key == threshold && place <= take", "mask"),
+    (
+        "panel.cu",
+        "if (c > j) {\n                        float",
+        "if (c > j + 1) {\n                        float",
+        "panel",
+    ),
+    ("panel.cu", "w_[v] += residual - compensation;", "w_[v] += residual + compensation;", "panel"),
+    ("panel.cu", "before_[u] = w_j;", "before_[u] = q;", "layer"),
+    ("panel.cu", "(other == s_[v] && i < 32 * v + lane)", "(other == s_[v] && i <= 32 * v + lane)", "panel"),
+    ("factor.cu", "(a[p] - b + 2.0f * c)", "(a[p] - b - 2.0f * c)", "layer"),
+    ("factor.cu", "if (j <= p) row[j] = 0.0f;", "if (j < p) row[j] = 0.0f;", "layer"),
+    ("statistics.cu", "sum += x * x;", "sum += x;", "statistics"),
+    ("statistics.cu", "dense[i] - sparse[i]", "sparse[i] - dense[i]", "statistics"),
+];
+
+#[test]
+fn every_planted_fault_is_found() {
+    let missed: Vec<String> = FAULTS
+        .iter()
+        .filter(|(file, from, to, name)| {
+            let outcome = check(name, Emulator::with_fault(3, file, from, to));
+            println!("{file}: `{to}`: {}", outcome.as_ref().err().map_or("MISSED", |found| found));
+            // A fault that does not compile tests nothing.
+            outcome.as_ref().err().is_none_or(|found| found.contains("do not compile"))
+        })
+        .map(|(file, _, to, _)| format!("{file}: `{to}`"))
+        .collect();
+    assert!(missed.is_empty(), "not found: {missed:#?}");
+}
+
+/// Every result of every kernel, replaced by zeros.
+const ZEROED: [(&str, &str, &str, &str); 12] = [
+    (
+        "activation.cu",
+        "out[j] = keep ? x[j] : Magnitude<T>::zero();",
+        "out[j] = Magnitude<T>::zero();",
+        "activation",
+    ),
+    ("activation.cu", "if (keep) kept[place] = j;", "if (keep) kept[place] = 0;", "activation"),
+    ("activation.cu", "count[blockIdx.x] = total;", "count[blockIdx.x] = 0;", "activation"),
+    ("score.cu", "s[at] = square * scale[column];", "s[at] = 0.0f;", "score"),
+    ("mask.cu", "mask[at] = order_key(s[at]) <= selection[0];", "mask[at] = 0;", "mask"),
+    ("mask.cu", "mask[at] = key < threshold || (key == threshold && place < take);", "mask[at] = 0;", "mask"),
+    ("panel.cu", "w[c] = w_[u];", "w[c] = 0.0f;", "panel"),
+    ("panel.cu", "e[c] = e_[u];", "e[c] = 0.0f;", "panel"),
+    ("panel.cu", "before[c] = before_[u];", "before[c] = 0.0f;", "panel"),
+    (
+        "factor.cu",
+        "upper[i] = i % k >= i / k ? reversed[(u64)k * k - 1 - i] : 0.0f;",
+        "upper[i] = 0.0f;",
+        "layer",
+    ),
+    ("factor.cu", "scale[p] = 1.0f / (l * l) + alpha * (a[p] - b + 2.0f * c);", "scale[p] = 0.0f;", "layer"),
+    ("statistics.cu", "squares[j] = keep * squares[j] + add * sum;", "squares[j] = 0.0f;", "statistics"),
+];
+
+#[test]
+fn no_result_can_be_zeros() {
+    for (file, from, to, name) in ZEROED {
+        let found = check(name, Emulator::with_fault(4, file, from, to)).expect_err(to);
+        assert!(!found.contains("do not compile"), "{file}: {found}");
+    }
+}
+
+#[test]
+fn without_a_fault_the_same_checks_pass() {
+    for name in ["activation", "score", "mask", "panel", "statistics", "layer"] {
+        check(name, Emulator::new(5)).unwrap_or_else(|found| panic!("{name}: {found}"));
+    }
+}

@@ -1,0 +1,118 @@
+// What nvcc and the hardware give a kernel, as declarations: the emulator compiles this, kernels/common.cuh and one
+// kernel file as one source. The definitions are in runtime.cpp, compiled apart, so that the checks do not watch them.
+#pragma once
+#define EMULATED
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct Index3 {
+    unsigned x, y, z;
+};
+// Where in the source a call stands.
+struct Site {
+    const char *file;
+    int line;
+};
+#define HERE(file, line) const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+extern "C" {
+Index3 emulator_thread_index();
+Index3 emulator_block_index();
+Index3 emulator_block_size();
+Index3 emulator_grid_size();
+void emulator_barrier(Site site);
+// Every lane of the mask gives a value; gives back the one of lane `source`, or all lanes' lowest bits (source < 0).
+unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned long long value, int source, Site site);
+void *emulator_shared(const void *declaration, unsigned long bytes, const char *name, Site site);
+void emulator_atomic(void *address, unsigned long bytes, Site site);
+}
+
+#define threadIdx emulator_thread_index()
+#define blockIdx emulator_block_index()
+#define blockDim emulator_block_size()
+#define gridDim emulator_grid_size()
+
+#define SHARED(Type, name)                                                                                          \
+    static char name##_declaration;                                                                                 \
+    Type &name = *(Type *)emulator_shared(&name##_declaration, sizeof(Type), #name, Site{__FILE__, __LINE__})
+
+inline void __syncthreads(HERE(file, line)) { emulator_barrier(Site{file, line}); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, HERE(file, line)) {
+    emulator_exchange("__syncwarp", mask, 0, -1, Site{file, line});
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, HERE(file, line)) {
+    return emulator_exchange("__ballot_sync", mask, predicate != 0, -1, Site{file, line});
+}
+template <class T>
+__attribute__((no_sanitize_thread)) T emulator_shuffle(const char *what, unsigned mask, T value, int source, Site site) {
+    static_assert(sizeof(T) <= 8, "shuffles move 4 or 8 bytes");
+    unsigned long long bits = 0;
+    __builtin_memcpy(&bits, &value, sizeof(T));
+    bits = emulator_exchange(what, mask, bits, source, site);
+    __builtin_memcpy(&value, &bits, sizeof(T));
+    return value;
+}
+template <class T> T __shfl_sync(unsigned mask, T value, int source, HERE(file, line)) {
+    return emulator_shuffle("__shfl_sync", mask, value, source & 31, Site{file, line});
+}
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int with, HERE(file, line)) {
+    return emulator_shuffle("__shfl_xor_sync", mask, value, (emulator_thread_index().x ^ with) & 31, Site{file, line});
+}
+template <class T> T __shfl_up_sync(unsigned mask, T value, int by, HERE(file, line)) {
+    int lane = emulator_thread_index().x & 31;
+    return emulator_shuffle("__shfl_up_sync", mask, value, lane < by ? lane : lane - by, Site{file, line});
+}
+
+template <class T>
+__attribute__((no_sanitize_thread)) T atomicAdd(T *address, T value, HERE(file, line)) {
+    emulator_atomic(address, sizeof(T), Site{file, line});
+    T old = *address;
+    *address = old + value;
+    return old;
+}
+template <class T>
+__attribute__((no_sanitize_thread)) T atomicMin(T *address, T value, HERE(file, line)) {
+    emulator_atomic(address, sizeof(T), Site{file, line});
+    T old = *address;
+    *address = value < old ? value : old;
+    return old;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(unsigned bits) { return __builtin_ffs(bits); }
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+inline float fabsf(float x) { return __builtin_fabsf(x); }
+
+// The caller of a kernel with arguments behind pointers, as cuLaunchKernel takes them; says 0 where their sizes differ.
+template <class... A> struct Caller {
+    template <unsigned... I> struct Indices {};
+    template <unsigned N, unsigned... I> struct Count : Count<N - 1, N - 1, I...> {};
+    template <unsigned... I> struct Count<0, I...> {
+        using Type = Indices<I...>;
+    };
+    template <unsigned... I>
+    __attribute__((no_sanitize_thread)) static void call(void (*kernel)(A...), void *const *arguments, Indices<I...>) {
+        kernel(*(A *)arguments[I]...);
+    }
+};
+template <class... A>
+__attribute__((no_sanitize_thread)) void emulator_call(void (*kernel)(A...), void *const *arguments) {
+    Caller<A...>::call(kernel, arguments, typename Caller<A...>::template Count<sizeof...(A)>::Type());
+}
+template <class... A> int emulator_fits(void (*)(A...), const unsigned long *sizes, unsigned long count) {
+    const unsigned long expected[] = {sizeof(A)..., 0};
+    for (unsigned long i = 0; i < count && i < sizeof...(A); i++)
+        if (sizes[i] != expected[i]) return 0;
+    return count == sizeof...(A);
+}

@@ -1,0 +1,516 @@
+// A CUDA device on one CPU thread: one fiber per CUDA thread, blocks one after the other, in an order drawn from a
+// seed; and the checks of every access and every synchronisation. See README.md in this directory.
+//
+// Kernels are compiled with -fsanitize=thread, this file is not: the compiler's calls to __tsan_read4 and the like end
+// here. A failed check writes the report and leaves the kernel for good: no access is made that the check refused.
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <vector>
+
+struct Index3 {
+    unsigned x, y, z;
+};
+struct Site {
+    const char *file;
+    int line;
+};
+struct Region {
+    uintptr_t begin;
+    size_t bytes;
+    int argument; // of the kernel, from 0; -1: none
+};
+struct Launch {
+    void (*call)(void *const *);
+    void *const *arguments;
+    Index3 grid, block;
+    const Region *regions;
+    size_t region_count;
+    uint64_t seed;
+    char *report;
+    size_t report_bytes;
+    // Set by a refused access: where in the library it was made, for addr2line.
+    uintptr_t program_counter;
+};
+
+namespace {
+
+constexpr size_t STACK = 64 * 1024, PAGE = 4096;
+constexpr uint64_t MOST_ACCESSES = 4'000'000'000; // a kernel that does more is taken to never end
+
+// When and by whom a piece of memory was last written and read. Threads are numbered from 1 across blocks.
+struct Moment {
+    uint32_t barriers = 0, warp_barriers = 0;
+};
+struct Cell {
+    uint32_t writer = 0;
+    bool atomic = false;
+    Moment written;
+    uint32_t reader = 0;      // 0: none; else the last one
+    uint8_t more_readers = 0; // 0: that one alone; 1: others of its warp; 2: of its block; 3: of any
+    Moment read;
+};
+
+// An allocation, or one shared variable. `granule` bytes share a cell: 4 until a smaller access comes.
+struct Memory {
+    uintptr_t begin = 0;
+    size_t bytes = 0, granule = 4;
+    const char *name = nullptr; // of a shared variable
+    int argument = -1;
+    Cell *cells = nullptr;
+    size_t mapped = 0;
+
+    bool holds(uintptr_t address, size_t size) const {
+        return address >= begin && size <= bytes && address - begin <= bytes - size;
+    }
+    void map(size_t new_granule) {
+        granule = new_granule;
+        mapped = (bytes / granule + 1) * sizeof(Cell) + PAGE;
+        void *pages = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (pages == MAP_FAILED) abort();
+        cells = (Cell *)pages;
+    }
+    void unmap() {
+        if (cells) munmap(cells, mapped);
+        cells = nullptr;
+    }
+    void refine() {
+        Memory coarse = *this;
+        map(1);
+        for (size_t i = 0; i < bytes; i++) cells[i] = coarse.cells[i / coarse.granule];
+        coarse.unmap();
+    }
+};
+
+enum class State { runnable, barrier, exchange, exited };
+
+struct Thread {
+    ucontext_t context;
+    State state;
+    Moment now;
+    Site site; // of what it waits for
+    const char *what;
+    unsigned mask;
+    uint64_t value;
+    int source;
+};
+
+Launch *launch;
+Index3 block_index;
+unsigned block_number, thread_count, current;
+std::vector<Thread> threads;
+std::vector<unsigned> runnable;
+unsigned exited, at_barrier;
+std::vector<Memory> global, shared;
+struct Declared {
+    const void *declaration;
+    std::vector<uint8_t> bytes;
+};
+std::vector<Declared *> declared;
+uint8_t *stacks;
+size_t stack_count;
+ucontext_t host;
+bool failed;
+uint64_t accesses, random_state;
+
+uint64_t draw() { // splitmix64
+    uint64_t z = (random_state += 0x9e3779b97f4a7c15);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+}
+
+uint32_t identity() { return block_number * thread_count + current + 1; }
+unsigned block_of(uint32_t id) { return (id - 1) / thread_count; }
+unsigned thread_of(uint32_t id) { return (id - 1) % thread_count; }
+uint32_t warp_of(uint32_t id) { return block_of(id) * ((thread_count + 31) / 32) + thread_of(id) / 32; }
+
+void say(const char *format, ...) {
+    size_t used = strlen(launch->report);
+    va_list list;
+    va_start(list, format);
+    vsnprintf(launch->report + used, launch->report_bytes - used, format, list);
+    va_end(list);
+}
+
+[[noreturn]] void leave() {
+    failed = true;
+    setcontext(&host);
+    abort();
+}
+
+void say_who() { say("block %u thread %u: ", block_number, current); }
+
+// Goes on with another thread, or with the host when there is none.
+void switch_away() {
+    Thread &self = threads[current];
+    if (runnable.empty()) {
+        if (exited < thread_count) {
+            say("deadlock: ");
+            unsigned said = 0;
+            for (unsigned t = 0; t < thread_count && said < 8; t++)
+                if (threads[t].state != State::exited) {
+                    say("%sblock %u thread %u waits in %s", said++ ? "; " : "", block_number, t, threads[t].what);
+                    if (threads[t].state == State::exchange) say(" with mask %08x", threads[t].mask);
+                    say(" at %s:%d", threads[t].site.file, threads[t].site.line);
+                }
+            leave();
+        }
+        setcontext(&host);
+    }
+    size_t pick = draw() % runnable.size();
+    current = runnable[pick];
+    runnable[pick] = runnable.back();
+    runnable.pop_back();
+    if (&threads[current] != &self) swapcontext(&self.context, &threads[current].context);
+}
+
+void wake(unsigned thread) {
+    threads[thread].state = State::runnable;
+    runnable.push_back(thread);
+}
+
+void release_barrier() {
+    if (at_barrier == 0 || at_barrier + exited < thread_count) return;
+    for (unsigned t = 0; t < thread_count; t++)
+        if (threads[t].state == State::barrier) {
+            threads[t].now.barriers++;
+            wake(t);
+        }
+    at_barrier = 0;
+}
+
+void run_thread() {
+    launch->call(launch->arguments);
+    threads[current].state = State::exited;
+    exited++;
+    release_barrier();
+    switch_away();
+}
+
+void prepare_thread(unsigned number) {
+    Thread &thread = threads[number];
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = stacks + number * STACK + PAGE;
+    thread.context.uc_stack.ss_size = STACK - PAGE;
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, run_thread, 0);
+    thread.now = Moment();
+    wake(number);
+}
+
+void run_block() {
+    exited = at_barrier = 0;
+    runnable.clear();
+    for (unsigned t = 0; t < thread_count; t++) prepare_thread(t);
+    size_t pick_first = draw() % runnable.size();
+    current = runnable[pick_first];
+    runnable[pick_first] = runnable.back();
+    runnable.pop_back();
+    swapcontext(&host, &threads[current].context); // until all have exited, or a check has failed
+    for (Memory &memory : shared) memory.unmap();
+    shared.clear();
+    for (Declared *variable : declared) delete variable;
+    declared.clear();
+}
+
+// Whether what happened at `then` by thread `id` surely comes before what the current thread does now.
+bool before(uint32_t id, uint8_t more, Moment then) {
+    if (id == identity() && more == 0) return true;
+    if (more == 3 || block_of(id) != block_number) return false;
+    Moment now = threads[current].now;
+    if (then.barriers < now.barriers) return true;
+    return more < 2 && warp_of(id) == warp_of(identity()) && then.warp_barriers < now.warp_barriers;
+}
+
+enum class Kind { read, write, atomic };
+const char *const VERBS[] = {"reads", "writes", "adds to"};
+
+void say_memory(const Memory &memory) {
+    if (memory.name) say("shared `%s`", memory.name);
+    else if (memory.argument >= 0) say("the memory of argument %d", memory.argument);
+    else say("memory that no argument points to");
+}
+
+void say_place(const Memory &memory, uintptr_t address, size_t size) {
+    say_memory(memory);
+    say(", bytes %zu to %zu of %zu", address - memory.begin, address - memory.begin + size, memory.bytes);
+}
+
+Memory *find(uintptr_t address, size_t size) {
+    static size_t last_global, last_shared;
+    if (last_shared < shared.size() && shared[last_shared].holds(address, size)) return &shared[last_shared];
+    if (last_global < global.size() && global[last_global].holds(address, size)) return &global[last_global];
+    for (last_shared = 0; last_shared < shared.size(); last_shared++)
+        if (shared[last_shared].holds(address, size)) return &shared[last_shared];
+    for (last_global = 0; last_global < global.size(); last_global++)
+        if (global[last_global].holds(address, size)) return &global[last_global];
+    return nullptr;
+}
+
+// The linker's names for the ends of this library: its constants may be read.
+extern "C" char __ehdr_start[] __attribute__((visibility("hidden")));
+extern "C" char _end[] __attribute__((visibility("hidden")));
+
+void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter, const Site *site) {
+    if (!launch) return;
+    uintptr_t stack = (uintptr_t)stacks + current * STACK;
+    if (address - stack < STACK) return;
+    if (kind == Kind::read && address >= (uintptr_t)__ehdr_start && address + size <= (uintptr_t)_end) return;
+    auto refuse = [&] {
+        if (site) say(" at %s:%d", site->file, site->line);
+        else launch->program_counter = program_counter - 1 - (uintptr_t)__ehdr_start;
+        leave();
+    };
+    if (++accesses > MOST_ACCESSES) {
+        say_who();
+        say("the kernel does not end");
+        refuse();
+    }
+    Memory *memory = find(address, size);
+    if (!memory) {
+        say_who();
+        say("out of bounds: %s %zu bytes", VERBS[(int)kind], size);
+        Memory *nearest = nullptr;
+        size_t distance = 1 << 12;
+        for (auto *all : {&shared, &global})
+            for (Memory &m : *all) {
+                size_t d = address >= m.begin + m.bytes ? address - m.begin - m.bytes
+                           : address < m.begin          ? m.begin - address
+                                                        : 0; // begins inside, ends outside
+                if (d < distance) distance = d, nearest = &m;
+            }
+        if (nearest) {
+            say(" of ");
+            say_memory(*nearest);
+            say(", byte %lld of %zu", (long long)(address - nearest->begin), nearest->bytes);
+        }
+        refuse();
+    }
+    if (address % size != 0) {
+        say_who();
+        say("misaligned: %s %zu bytes of ", VERBS[(int)kind], size);
+        say_place(*memory, address, size);
+        refuse();
+    }
+    if (size < memory->granule) memory->refine();
+    Moment now = threads[current].now;
+    uint32_t self = identity();
+    for (size_t at = address - memory->begin; at < address - memory->begin + size; at += memory->granule) {
+        Cell &cell = memory->cells[at / memory->granule];
+        if (memory->name && kind == Kind::read && !cell.writer) {
+            say_who();
+            say("uninitialised: reads ");
+            say_place(*memory, address, size);
+            refuse();
+        }
+        auto race = [&](const char *verb, uint32_t other) {
+            say_who();
+            say("race: %s ", VERBS[(int)kind]);
+            say_place(*memory, address, size);
+            say(", which block %u thread %u %s with no barrier between", block_of(other), thread_of(other), verb);
+            refuse();
+        };
+        bool both_atomic = kind == Kind::atomic && cell.atomic;
+        if (cell.writer && !both_atomic && !before(cell.writer, 0, cell.written)) race("wrote", cell.writer);
+        if (kind == Kind::read) {
+            bool another = cell.reader && cell.reader != self;
+            bool concurrent = another && (block_of(cell.reader) != block_number || cell.more_readers == 3 ||
+                                          cell.read.barriers == now.barriers);
+            if (!concurrent) {
+                bool keeps = cell.reader == self && cell.read.barriers == now.barriers;
+                if (!keeps) cell.more_readers = 0;
+            } else {
+                uint8_t more = block_of(cell.reader) != block_number       ? 3
+                               : warp_of(cell.reader) != warp_of(self) ? 2
+                                                                           : 1;
+                if (more > cell.more_readers) cell.more_readers = more;
+            }
+            cell.reader = self;
+            cell.read = now;
+        } else {
+            if (cell.reader && !before(cell.reader, cell.more_readers, cell.read)) race("read", cell.reader);
+            cell.writer = self;
+            cell.written = now;
+            cell.atomic = kind == Kind::atomic;
+        }
+    }
+}
+
+} // namespace
+
+extern "C" {
+
+Index3 emulator_thread_index() {
+    Index3 size = launch->block;
+    return {current % size.x, current / size.x % size.y, current / size.x / size.y};
+}
+Index3 emulator_block_index() { return block_index; }
+Index3 emulator_block_size() { return launch->block; }
+Index3 emulator_grid_size() { return launch->grid; }
+
+void emulator_barrier(Site site) {
+    Thread &self = threads[current];
+    self.state = State::barrier;
+    self.site = site;
+    self.what = "__syncthreads";
+    for (unsigned t = 0; t < thread_count; t++) {
+        Site other = threads[t].site;
+        if (threads[t].state == State::barrier && (other.line != site.line || strcmp(other.file, site.file))) {
+            say_who();
+            say("divergent barrier: __syncthreads at %s:%d, thread %u waits at %s:%d", site.file, site.line, t,
+                other.file, other.line);
+            leave();
+        }
+    }
+    at_barrier++;
+    release_barrier();
+    switch_away();
+}
+
+unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned long long value, int source, Site site) {
+    Thread &self = threads[current];
+    unsigned lane = current % 32, first = current - lane;
+    auto refuse = [&](const char *format, unsigned thread) {
+        say_who();
+        say("divergent %s at %s:%d: ", what, site.file, site.line);
+        say(format, thread, mask);
+        leave();
+    };
+    if (!(mask >> lane & 1)) refuse("thread %u is not in its own mask %08x", current);
+    if (source >= 0 && !(mask >> source & 1)) refuse("it reads from lane %u, which is not in mask %08x", source);
+    self.state = State::exchange;
+    self.what = what;
+    self.site = site;
+    self.mask = mask;
+    self.value = value;
+    self.source = source;
+    bool complete = true;
+    for (unsigned l = 0; l < 32; l++) {
+        if (!(mask >> l & 1)) continue;
+        unsigned t = first + l;
+        if (t >= thread_count || threads[t].state == State::exited)
+            refuse("thread %u of the mask %08x has exited", t);
+        const Thread &other = threads[t];
+        if (other.state != State::exchange) {
+            complete = false;
+            continue;
+        }
+        if (strcmp(other.what, what) || other.site.line != site.line || strcmp(other.site.file, site.file)) {
+            say_who();
+            say("divergent %s at %s:%d: thread %u is in %s at %s:%d", what, site.file, site.line, t, other.what,
+                other.site.file, other.site.line);
+            leave();
+        }
+        if (other.mask != mask) refuse("thread %u came with another mask than %08x", t);
+    }
+    if (complete) {
+        uint64_t values[32], bits = 0;
+        for (unsigned l = 0; l < 32; l++)
+            if (mask >> l & 1) {
+                values[l] = threads[first + l].value;
+                bits |= (values[l] & 1) << l;
+            }
+        bool synchronises = strcmp(what, "__syncwarp") == 0;
+        bool all = true; // a barrier of part of the warp orders that part alone: not tracked, so not trusted
+        for (unsigned l = 0; l < 32; l++) {
+            unsigned t = first + l;
+            if (!(mask >> l & 1) && t < thread_count && threads[t].state != State::exited) all = false;
+        }
+        for (unsigned l = 0; l < 32; l++)
+            if (mask >> l & 1) {
+                Thread &thread = threads[first + l];
+                thread.value = thread.source < 0 ? bits : values[thread.source];
+                if (synchronises && all) thread.now.warp_barriers++;
+                wake(first + l);
+            }
+    }
+    switch_away();
+    return threads[current].value;
+}
+
+void *emulator_shared(const void *declaration, unsigned long bytes, const char *name, Site) {
+    for (Declared *known : declared)
+        if (known->declaration == declaration) return known->bytes.data();
+    // Poisoned: all ones is NaN as a float and out of every range as an index.
+    Declared *fresh = new Declared{declaration, std::vector<uint8_t>(bytes, 0xff)};
+    declared.push_back(fresh);
+    Memory memory;
+    memory.begin = (uintptr_t)fresh->bytes.data();
+    memory.bytes = bytes;
+    memory.name = name;
+    memory.map(4);
+    shared.push_back(memory);
+    return fresh->bytes.data();
+}
+
+void emulator_atomic(void *address, unsigned long bytes, Site site) {
+    access((uintptr_t)address, bytes, Kind::atomic, 0, &site);
+}
+
+// Runs a kernel. 0: done; 1: a check failed, and the report says which.
+int emulator_launch(Launch *todo) {
+    launch = todo;
+    launch->report[0] = 0;
+    launch->program_counter = 0;
+    random_state = launch->seed;
+    accesses = 0;
+    failed = false;
+    thread_count = launch->block.x * launch->block.y * launch->block.z;
+    unsigned block_count = launch->grid.x * launch->grid.y * launch->grid.z;
+    if (stack_count < thread_count) {
+        if (stacks) munmap(stacks, stack_count * STACK);
+        stack_count = thread_count;
+        stacks = (uint8_t *)mmap(nullptr, stack_count * STACK, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (stacks == MAP_FAILED) abort();
+        for (size_t t = 0; t < stack_count; t++) mprotect(stacks + t * STACK, PAGE, PROT_NONE);
+    }
+    global.clear();
+    for (size_t i = 0; i < launch->region_count; i++) {
+        Memory memory;
+        memory.begin = launch->regions[i].begin;
+        memory.bytes = launch->regions[i].bytes;
+        memory.argument = launch->regions[i].argument;
+        memory.map(4);
+        global.push_back(memory);
+    }
+    std::vector<unsigned> blocks(block_count);
+    for (unsigned b = 0; b < block_count; b++) blocks[b] = b;
+    threads.resize(thread_count);
+    for (unsigned done = 0; done < block_count && !failed; done++) {
+        size_t pick = done + draw() % (block_count - done);
+        block_number = blocks[pick];
+        blocks[pick] = blocks[done];
+        Index3 grid = launch->grid;
+        block_index = {block_number % grid.x, block_number / grid.x % grid.y, block_number / grid.x / grid.y};
+        run_block();
+    }
+    for (Memory &memory : global) memory.unmap();
+    launch = nullptr;
+    return failed;
+}
+
+// What the compiler calls before every access of a kernel.
+#define CALLED_FROM (uintptr_t) __builtin_return_address(0)
+#define WATCH(bytes)                                                                                                 \
+    void __tsan_read##bytes(void *at) { access((uintptr_t)at, bytes, Kind::read, CALLED_FROM, nullptr); }            \
+    void __tsan_write##bytes(void *at) { access((uintptr_t)at, bytes, Kind::write, CALLED_FROM, nullptr); }          \
+    void __tsan_unaligned_read##bytes(void *at) { access((uintptr_t)at, bytes, Kind::read, CALLED_FROM, nullptr); }  \
+    void __tsan_unaligned_write##bytes(void *at) { access((uintptr_t)at, bytes, Kind::write, CALLED_FROM, nullptr); } \
+    void __tsan_volatile_read##bytes(void *at) { access((uintptr_t)at, bytes, Kind::read, CALLED_FROM, nullptr); }   \
+    void __tsan_volatile_write##bytes(void *at) { access((uintptr_t)at, bytes, Kind::write, CALLED_FROM, nullptr); }
+WATCH(1)
+WATCH(2)
+WATCH(4)
+WATCH(8)
+WATCH(16)
+void __tsan_init() {}
+void __tsan_func_entry(void *) {}
+void __tsan_func_exit() {}
+}
