@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export RUSTDOCFLAGS ?= -D warnings --html-in-header docs/katex-header.html
 
-.PHONY: demo test check doc bench install-system-packages
+.PHONY: demo test check doc bench gpu install-system-packages
 .DEFAULT_GOAL := demo
 
 demo: install-system-packages ## prune the small model by every method and compare perplexities
@@ -14,7 +14,7 @@ test: install-system-packages ## every test; ends with the names of what was ski
 	cargo test --release 2>&1 | tee "$$log"; \
 	skipped=$$(sed -n 's/^test \(.*[^ ]\) *\.\.\. ignored.*/  \1/p' "$$log"); \
 	if [ -n "$$skipped" ]; then \
-	    printf '\nskipped (texts: set DUOGPT_TEXTS, see tests/texts.rs):\n%s\n' "$$skipped"; \
+	    printf '\nskipped (texts: set DUOGPT_TEXTS; gpu: needs a CUDA device; *.cu: needs libnvrtc):\n%s\n' "$$skipped"; \
 	else printf '\nnothing was skipped\n'; fi; \
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 } \
 	    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$$log"
@@ -30,15 +30,18 @@ doc: ## the documentation, with formulas
 bench: install-system-packages ## criterion benches; figures in benches/README.md
 	cargo bench
 
+gpu: install-system-packages ## on a machine with a CUDA device: every kernel against the reference there
+	scripts/gpu-check.sh
+
 install-system-packages:
-	@if ! pkg-config --exists openblas 2>/dev/null; then \
+	@if ! pkg-config --exists openblas 2>/dev/null || ! command -v g++ >/dev/null; then \
 	    as_root=; \
 	    if [ "$$(id -u)" != 0 ]; then as_root="sudo -n"; fi; \
 	    if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
-	        echo "installing libopenblas-dev and pkg-config"; \
-	        $$as_root apt-get update -qq && $$as_root apt-get install -y -qq libopenblas-dev pkg-config >/dev/null; \
+	        echo "installing libopenblas-dev, pkg-config and g++"; \
+	        $$as_root apt-get update -qq && $$as_root apt-get install -y -qq libopenblas-dev pkg-config g++ >/dev/null; \
 	    else \
-	        echo "Please install OpenBLAS first, for instance: sudo apt-get install libopenblas-dev pkg-config" >&2; \
+	        echo "Please install OpenBLAS and g++ first, for instance: sudo apt-get install libopenblas-dev pkg-config g++" >&2; \
 	        exit 1; \
 	    fi; \
 	fi

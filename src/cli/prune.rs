@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use super::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
-use crate::backend::Cpu;
+use crate::backend::{Backend, Cpu};
 use crate::calibrate::PruneJob;
 use crate::calibrate::report::PruneReport;
 use crate::calibrate::windows::{Cut, Windows};
+use crate::cuda::{Cuda, Gpu};
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::reference::{
@@ -51,6 +52,9 @@ pub struct PruneArgs {
     profile: Profile,
     #[command(flatten)]
     overrides: Overrides,
+    /// What gathers statistics and prunes; the model's forward pass stays on the CPU.
+    #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
+    backend: BackendName,
     /// Arithmetic of calibration and pruning.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
@@ -77,6 +81,16 @@ enum MethodName {
     Sparsegpt,
     Wanda,
     Magnitude,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BackendName {
+    /// The reference.
+    Cpu,
+    /// The first CUDA device, in f32.
+    Cuda,
+    /// CUDA where it can be used, else the CPU.
+    Auto,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -231,7 +245,11 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
             config.weight_sparsity
         );
     }
-    let report = with_precision!(args.precision, prune(args, &checkpoint, windows.as_ref(), method))?;
+    let windows = windows.as_ref();
+    let report = match gpu(args)? {
+        Some(device) => prune::<f32, _>(args, &checkpoint, windows, method, &Cuda { device })?,
+        None => with_precision!(args.precision, prune_on_cpu(args, &checkpoint, windows, method))?,
+    };
     if args.json {
         print!("{}", report.to_json());
     } else {
@@ -249,11 +267,39 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn prune<T: Scalar>(
+/// The device that `--backend` asks for; `None` is the CPU.
+fn gpu(args: &PruneArgs) -> Result<Option<Gpu>, CliError> {
+    match (args.backend, args.precision) {
+        (BackendName::Cpu, _) | (BackendName::Auto, Precision::F64) => Ok(None),
+        (BackendName::Cuda, Precision::F64) => {
+            Err("--backend cuda computes in f32: leave --precision f64 out, or use --backend cpu".into())
+        }
+        (BackendName::Cuda, Precision::F32) => Ok(Some(Gpu::new(0)?)),
+        (BackendName::Auto, Precision::F32) => match Gpu::new(0) {
+            Ok(gpu) => Ok(Some(gpu)),
+            Err(error) => {
+                eprintln!("{error}; using the CPU");
+                Ok(None)
+            }
+        },
+    }
+}
+
+fn prune_on_cpu<T: Scalar>(
     args: &PruneArgs,
     checkpoint: &Checkpoint,
     windows: Option<&Windows>,
     method: Method,
+) -> Result<PruneReport, CliError> {
+    prune::<T, _>(args, checkpoint, windows, method, &Cpu)
+}
+
+fn prune<T: Scalar, B: Backend<T>>(
+    args: &PruneArgs,
+    checkpoint: &Checkpoint,
+    windows: Option<&Windows>,
+    method: Method,
+    backend: &B,
 ) -> Result<PruneReport, CliError> {
     let job = PruneJob {
         checkpoint,
@@ -266,5 +312,5 @@ fn prune<T: Scalar>(
         damping_retry: args.damping_retry,
         resume: args.resume,
     };
-    Ok(job.run::<T, _>(&Cpu, &Bar::new(method.name(), !args.json))?)
+    Ok(job.run::<T, _>(backend, &Bar::new(method.name(), !args.json))?)
 }

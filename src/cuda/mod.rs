@@ -7,14 +7,17 @@
 pub mod activation;
 pub mod blas;
 pub mod device;
+pub mod driver;
 pub mod factor;
 pub mod mask;
+pub mod nvrtc;
 pub mod panel;
 pub mod prune;
 pub mod score;
 pub mod statistics;
 
 pub use device::{Device, DeviceError};
+pub use driver::Gpu;
 pub use prune::Cuda;
 
 use device::{Argument, Launch};

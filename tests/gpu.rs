@@ -1,0 +1,62 @@
+//! The checks of the kernels on a CUDA device. Where there is none, every one is skipped by name; with
+//! `DUOGPT_REQUIRE_GPU` set (`make gpu`) that is a failure.
+
+mod checks;
+
+use checks::{
+    Case, activations_agree, activations_f32, cases, layer_agrees, masks_agree, panels_agree, run,
+    scores_agree, statistics_agree,
+};
+use duogpt::cuda::{Cuda, Gpu};
+use duogpt::reference::{PruneConfig, Replay};
+use half::{bf16, f16};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+const SIZES: [usize; 14] = [1, 2, 31, 32, 33, 127, 128, 129, 255, 256, 257, 688, 4096, 11008];
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let gpu = Gpu::new(0);
+    match &gpu {
+        Ok(gpu) => eprintln!("{}", duogpt::cuda::Device::describe(gpu)),
+        Err(error) => eprintln!("{error}"),
+    }
+    let skip = gpu.is_err() && std::env::var_os("DUOGPT_REQUIRE_GPU").is_none();
+    // Lives as long as the process: trials must be 'static.
+    let cuda: &'static Result<Cuda<Gpu>, _> = Box::leak(Box::new(gpu.map(|device| Cuda { device })));
+    let trial = |name: &str, check: fn(&Cuda<Gpu>) -> Result<(), String>| {
+        let check = move || -> Result<(), Failed> {
+            let cuda = cuda.as_ref().map_err(ToString::to_string)?;
+            check(cuda).map_err(Failed::from)
+        };
+        Trial::test(format!("gpu::{name}"), check).with_ignored_flag(skip)
+    };
+    let trials = vec![
+        trial("activation_f32", |cuda| activations_f32(&cuda.device, &SIZES)),
+        trial("activation_bf16", |cuda| {
+            activations_agree::<bf16, _>(&cuda.device, bf16::from_f32, bf16::to_f32, &SIZES)
+        }),
+        trial("activation_f16", |cuda| {
+            activations_agree::<f16, _>(&cuda.device, f16::from_f32, f16::to_f32, &SIZES)
+        }),
+        trial("score", |cuda| scores_agree(&cuda.device, &SIZES[..12])),
+        trial("mask", |cuda| masks_agree(&cuda.device, &SIZES[..12])),
+        trial("panel", |cuda| panels_agree(&cuda.device, &SIZES[..10])),
+        trial("statistics", |cuda| statistics_agree(&cuda.device, &SIZES[..12])),
+        trial("whole_layers", |cuda| cases().iter().try_for_each(|case| layer_agrees(cuda, case))),
+        trial("a_wide_layer", |cuda| layer_agrees(cuda, &wide())),
+        trial("the_same_bits_again", the_same_bits_again),
+    ];
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn wide() -> Case {
+    Case { n: 512, k: 2048, config: PruneConfig::default(), drift: true, dead: &[7] }
+}
+
+fn the_same_bits_again(cuda: &Cuda<Gpu>) -> Result<(), String> {
+    let case = wide();
+    let once = || run::<f32, _>(cuda, &case, Replay::default()).map_err(|error| error.to_string());
+    let (a, b) = (once()?, once()?);
+    if a == b { Ok(()) } else { Err("two runs differ".into()) }
+}

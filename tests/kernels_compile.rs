@@ -1,0 +1,170 @@
+//! Every kernel compiles to machine code for every architecture, without a stack frame or a spill, within the shared
+//! memory there is, and with the registers that `benches/results/resources.json` records. NVRTC needs no GPU; without it the
+//! tests are skipped by name, and where `CI` is set they fail.
+//!
+//! `DUOGPT_RECORD_RESOURCES=1 cargo test --release --test kernels_compile` rewrites the record.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use duogpt::cuda::{KERNEL_FILES, KernelFile, nvrtc};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde::{Deserialize, Serialize};
+
+/// Architectures, and the bytes of shared memory a block can have there.
+const ARCHITECTURES: [(&str, u32); 4] =
+    [("sm_80", 163 << 10), ("sm_90", 227 << 10), ("sm_100", 227 << 10), ("sm_120", 99 << 10)];
+
+/// What one kernel takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Resources {
+    registers: u32,
+    shared: u32,
+    stack: u32,
+    spills: u32,
+}
+
+/// By architecture and kernel.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Record {
+    compiler: String,
+    resources: BTreeMap<String, BTreeMap<String, Resources>>,
+}
+
+static FOUND: Mutex<BTreeMap<String, BTreeMap<String, Resources>>> = Mutex::new(BTreeMap::new());
+
+fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/resources.json")
+}
+
+fn compiler() -> String {
+    let (major, minor) = nvrtc::version();
+    format!("NVRTC {major}.{minor}")
+}
+
+/// The number in front of a phrase of the assembler's log.
+fn number_before(line: &str, phrase: &str) -> u32 {
+    let before = line.split(phrase).next().filter(|before| before.len() < line.len());
+    before.and_then(|text| text.split_whitespace().last()).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Reads what `-Xptxas -v` prints.
+fn read(log: &str) -> BTreeMap<String, Resources> {
+    let mut kernels: BTreeMap<String, Resources> = BTreeMap::new();
+    let mut name = None;
+    for line in log.lines() {
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            name = rest.split('\'').next().map(String::from);
+        }
+        let Some(name) = &name else { continue };
+        let kernel = kernels.entry(name.clone()).or_default();
+        if line.contains("stack frame") {
+            kernel.stack = number_before(line, " bytes stack frame");
+            kernel.spills =
+                number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
+        }
+        if line.contains("Used ") {
+            kernel.registers = number_before(line, " registers");
+            kernel.shared = number_before(line, " bytes smem");
+        }
+    }
+    kernels
+}
+
+fn check(file: &'static KernelFile, architecture: &str, shared: u32) -> Result<(), Failed> {
+    let found = read(&nvrtc::compile(file, architecture)?.log);
+    let mut expected = KernelFile::kernels_of(file.source);
+    expected.sort_unstable();
+    if found.keys().map(String::as_str).collect::<Vec<_>>() != expected {
+        return Err(format!("the log names {:?}, the file {expected:?}", found.keys()).into());
+    }
+    for (kernel, resources) in &found {
+        if resources.registers == 0 {
+            return Err(format!("{kernel}: the log says nothing of its registers").into());
+        }
+        if resources.stack + resources.spills > 0 {
+            return Err(format!("{kernel} has a stack frame or spills: {resources:?}").into());
+        }
+        if resources.shared > shared {
+            return Err(
+                format!("{kernel}: {} bytes of shared memory, there are {shared}", resources.shared).into()
+            );
+        }
+    }
+    FOUND.lock().unwrap().entry(architecture.into()).or_default().extend(found.clone());
+    if recording() {
+        return Ok(());
+    }
+    let record: Record = serde_json::from_str(&fs::read_to_string(path())?)?;
+    if record.compiler != compiler() {
+        println!("{} recorded, {} here: registers are not compared", record.compiler, compiler());
+        return Ok(());
+    }
+    let recorded = record.resources.get(architecture);
+    for (kernel, resources) in &found {
+        let recorded = recorded.and_then(|kernels| kernels.get(kernel));
+        if recorded != Some(resources) {
+            return Err(format!(
+                "{kernel}: {resources:?}, recorded {recorded:?}. If this is meant: DUOGPT_RECORD_RESOURCES=1 cargo \
+                 test --release --test kernels_compile"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+fn recording() -> bool {
+    std::env::var_os("DUOGPT_RECORD_RESOURCES").is_some()
+}
+
+/// A kernel that spills, and one with an error: the checks can fail.
+fn planted() -> Result<(), Failed> {
+    static SPILLS: KernelFile = KernelFile {
+        name: "spills.cu",
+        source: "extern \"C\" __global__ void spills(float *x) { float a[64] = {}; \
+                 for (u32 j = 0; j < 99; j++) a[(u32)x[j] & 63] += x[j]; \
+                 for (u32 j = 0; j < 99; j++) x[j] = a[(u32)x[j] & 63]; }",
+    };
+    static WRONG: KernelFile =
+        KernelFile { name: "wrong.cu", source: "extern \"C\" __global__ void wrong(int x) { y; }" };
+    let stack = read(&nvrtc::compile(&SPILLS, "sm_90")?.log)["spills"].stack;
+    let error = nvrtc::compile(&WRONG, "sm_90").err().map(|error| error.to_string()).unwrap_or_default();
+    if stack >= 256 && error.contains("wrong.cu(1)") {
+        Ok(())
+    } else {
+        Err(format!("stack {stack}, {error}").into())
+    }
+}
+
+fn main() {
+    let present = nvrtc::is_present();
+    // In CI a missing compiler is a failure, not a skip.
+    let skip = !present && std::env::var_os("CI").is_none();
+    let needs_compiler = move |check: &dyn Fn() -> Result<(), Failed>| match present {
+        true => check(),
+        false => {
+            Err("libnvrtc was not found: pip download nvidia-cuda-nvrtc, unpack it, set LD_LIBRARY_PATH"
+                .into())
+        }
+    };
+    let mut trials = vec![
+        Trial::test("planted_spills_and_errors_are_found", move || needs_compiler(&planted))
+            .with_ignored_flag(skip),
+    ];
+    for (architecture, shared) in ARCHITECTURES {
+        for file in KERNEL_FILES {
+            let name = format!("{}::{architecture}", file.name);
+            let trial = Trial::test(name, move || needs_compiler(&|| check(file, architecture, shared)));
+            trials.push(trial.with_ignored_flag(skip));
+        }
+    }
+    let outcome = libtest_mimic::run(&Arguments::from_args(), trials);
+    if recording() && present && !outcome.has_failed() {
+        let record = Record { compiler: compiler(), resources: std::mem::take(&mut *FOUND.lock().unwrap()) };
+        fs::write(path(), serde_json::to_string_pretty(&record).unwrap() + "\n").unwrap();
+    }
+    outcome.exit();
+}
