@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+pub mod compare_tensors;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
@@ -40,6 +41,8 @@ enum Command {
     Eval(eval::EvalCommand),
     /// Check the reference against golden files of the original code, stage by stage.
     Verify(verify::VerifyArgs),
+    /// Compare the tensors of two files, such as a golden file and what your own port computes.
+    CompareTensors(compare_tensors::CompareTensorsArgs),
     /// List a checkpoint's tensors with shape, type and sparsity.
     Inspect(inspect::InspectArgs),
 }
@@ -55,6 +58,7 @@ impl Cli {
             Command::Prune(args) => prune::run(&args),
             Command::Eval(command) => eval::run(&command),
             Command::Verify(args) => verify::run(&args),
+            Command::CompareTensors(args) => compare_tensors::run(&args),
             Command::Inspect(args) => inspect::run(&args),
         };
         outcome.unwrap_or_else(|error| {
@@ -115,6 +119,14 @@ pub(crate) fn fraction(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(p) if (0.0..1.0).contains(&p) => Ok(p),
         _ => Err(format!("`{text}` is no fraction: give a number in [0, 1), such as 0.5")),
+    }
+}
+
+/// A number that is not negative.
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err(format!("`{text}` is no tolerance: give a number such as 1e-9, or 0")),
     }
 }
 
