@@ -377,3 +377,29 @@ impl Method {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles_are_the_published_settings() {
+        let (sparsity, hessian) = (Sparsity::Unstructured(0.5), ColumnOrder::Hessian);
+        let settings =
+            |c: PruneConfig| (c.damping, c.column_order, c.alpha.score, c.alpha.update, c.hessian_scale);
+        assert_eq!(settings(PruneConfig::paper(sparsity)), (0.1, hessian, 1.0, 1.0, 1.0));
+        assert_eq!(settings(PruneConfig::upstream(sparsity)), (0.05, hessian, 0.125, 0.125, 1.0));
+        let natural = ColumnOrder::Natural;
+        assert_eq!(settings(PruneConfig::sparsegpt(sparsity)), (0.01, natural, 0.0, 0.0, 2.0));
+        assert_eq!(settings(PruneConfig::gptaq()), (0.01, natural, 0.0, 0.25, 2.0));
+        assert_eq!(settings(PruneConfig::default()), (0.01, natural, 0.25, 0.25, 1.0));
+        for config in [PruneConfig::paper(sparsity), PruneConfig::sparsegpt(sparsity), PruneConfig::default()]
+        {
+            assert_eq!(config.block_size, 128);
+            assert_eq!((config.lazy_update, config.threshold), (LazyUpdate::Pruned, Threshold::Inclusive));
+            assert_eq!((config.weight_sparsity, config.dead_channels), (sparsity, DeadChannels::Zero));
+        }
+        let gptaq = PruneConfig::gptaq();
+        assert_eq!((gptaq.weight_sparsity, gptaq.threshold), (Sparsity::Unstructured(0.0), Threshold::Exact));
+    }
+}

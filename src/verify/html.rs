@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use super::compare::{Comparison, Decisions, HeatMap, UlpHistogram};
-use super::report::{FileReport, Outcome, Report, Stage};
+use super::report::{FileReport, Outcome, Report, Stage, percent};
 
 const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -57,7 +57,7 @@ fn section(file: &FileReport) -> String {
     html += "<table><tr><th></th><th>stage</th><th>outcome</th><th>budget used</th></tr>\n";
     for stage in &file.stages {
         let used = match &stage.outcome {
-            Outcome::Values(values) => format!("{:.3} %", values.budget_used()),
+            Outcome::Values(values) => percent(values.budget_used()),
             _ => String::new(),
         };
         html += &format!(

@@ -153,7 +153,10 @@ fn explain_values(v: &Comparison) -> Vec<String> {
     lines.push(format!("relative L2 error {:.3e}", v.relative_l2));
     lines.push(match v.smallest_passing_budget() {
         Some(budget) => {
-            format!("{:.3} % of the budget used; passes with a tolerance of {budget:.3e}", v.budget_used())
+            format!(
+                "{} of the budget used; passes with a tolerance of {budget:.3e}",
+                percent(v.budget_used())
+            )
         }
         None => "no tolerance would pass: NaN or infinities do not agree".into(),
     });
@@ -170,6 +173,11 @@ fn explain_values(v: &Comparison) -> Vec<String> {
         lines.push(describe(pattern));
     }
     lines
+}
+
+/// A percentage that may be astronomical.
+pub(super) fn percent(x: f64) -> String {
+    if x < 1e4 { format!("{x:.3} %") } else { format!("{x:.1e} %") }
 }
 
 fn ulps(histogram: &UlpHistogram) -> String {

@@ -68,9 +68,11 @@ pub fn compare_files(
 
 /// When the algorithm makes a tensor: stage, layer, place within the layer, name.
 fn turn(name: &str) -> (usize, usize, usize, &str) {
-    const STAGES: [&str; 12] = [
+    const STAGES: [&str; 14] = [
         "input.",
-        "stats.",
+        "stats.hessian",
+        "stats.dxxt",
+        "stats.dxdxt",
         "trace.perm",
         "trace.hinv_chol",
         "trace.q_matrix",
