@@ -131,7 +131,16 @@ fn heat_map(values: &Comparison) -> Drawing {
             .x_label_area_size(36)
             .y_label_area_size(48)
             .build_cartesian_2d(0.0..k as f64, n as f64..0.0)?;
-        chart.configure_mesh().disable_mesh().x_desc("column").y_desc("row").draw()?;
+        chart
+            .configure_mesh()
+            .disable_mesh()
+            .x_labels(k.min(10))
+            .y_labels(n.min(10))
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| format!("{y:.0}"))
+            .x_desc("column")
+            .y_desc("row")
+            .draw()?;
         chart.draw_series((0..rows * columns).filter(|&i| cells[i] != 0.0).map(|i| {
             let (row, column, error) = ((i / columns) as f64, (i % columns) as f64, cells[i]);
             let (height, width) = (n as f64 / *rows as f64, k as f64 / *columns as f64);
@@ -205,6 +214,7 @@ fn margins(decisions: &Decisions) -> Drawing {
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
+            .x_label_formatter(&|x| format!("{x:.0}"))
             .x_desc("column, in processing order")
             .y_desc("margin")
             .y_label_formatter(&|y| format!("1e{y:.0}"))
