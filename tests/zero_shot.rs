@@ -72,7 +72,7 @@ fn every_context_continuation_token_and_truncation_is_the_harness_s() {
 
 fn outcomes<T: Scalar>(tasks: &[TaskData], sparsity: f64) -> Vec<Outcome> {
     let (checkpoint, tokenizer) = model();
-    let activations = Activations { round_to: None, sparsity };
+    let activations = Activations { sparsity, ..Activations::default() };
     evaluate::<T, _>(&checkpoint, &tokenizer, tasks, activations, &Cpu, &Silent).unwrap()
 }
 

@@ -172,9 +172,11 @@ fn measure(
         method,
         activation_sparsity: p,
         activation_dtype: None,
+        grids: None,
         dtype: None,
         output: &pruned,
         damping_retry: true,
+        report_gap: None,
         resume: false,
     };
     let report = job.run::<f32, _>(&Cpu, &Bar::new(format!("{} {p}", method.name()), false))?;
@@ -188,7 +190,7 @@ fn measure(
 /// With dense and with sparse activations.
 fn both_perplexities(checkpoint: &Checkpoint, windows: &Windows, p: f64) -> Result<(f64, f64), CliError> {
     let at = |sparsity| {
-        let activations = Activations { round_to: None, sparsity };
+        let activations = Activations { sparsity, ..Activations::default() };
         perplexity::<f32, _>(checkpoint, windows, activations, &Cpu, &Bar::new("perplexity", false))
             .map(|r| r.perplexity)
     };

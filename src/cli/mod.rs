@@ -5,6 +5,7 @@ pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod prune;
+pub mod thresholds;
 pub mod verify;
 
 use std::error::Error;
@@ -36,6 +37,8 @@ enum Command {
     /// Prune a LLaMA checkpoint. Of a flag given twice the last one counts.
     #[command(args_override_self = true)]
     Prune(prune::PruneArgs),
+    /// Calibrate a threshold for the activations at the input of every linear (TEAL), for `eval --thresholds`.
+    Thresholds(thresholds::ThresholdsArgs),
     /// Measure a model.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
@@ -56,6 +59,7 @@ impl Cli {
         let outcome = match self.command {
             Command::Demo(args) => demo::run(&args),
             Command::Prune(args) => prune::run(&args),
+            Command::Thresholds(args) => thresholds::run(&args),
             Command::Eval(command) => eval::run(&command),
             Command::Verify(args) => verify::run(&args),
             Command::CompareTensors(args) => compare_tensors::run(&args),
@@ -213,9 +217,12 @@ impl Observer for Bar {
         }
         if self.lines {
             let error = report.relative_output_error.map_or("-".into(), |e| format!("{e:.4}"));
+            let gap = report.optimality.map_or(String::new(), |optimality| {
+                optimality.gap.map_or("   gap -".into(), |gap| format!("   gap {gap:.3}"))
+            });
             self.bar.suspend(|| {
                 println!(
-                    "{:<44} {:>7.2} s   output error {error:>7}   sparsity {:.4}",
+                    "{:<44} {:>7.2} s   output error {error:>7}   sparsity {:.4}{gap}",
                     report.tensor,
                     report.seconds,
                     report.sparsity()

@@ -50,6 +50,7 @@ pub mod teal;
 
 use serde::{Deserialize, Serialize};
 
+use baseline::gptaq::GridConfig;
 pub use factor::FactorError;
 pub use mask::{Sparsity, Threshold};
 pub use order::ColumnOrder;
@@ -280,6 +281,15 @@ pub enum ConfigError {
         /// B.
         block_size: usize,
     },
+    /// GPTAQ without grids.
+    #[error("gptaq rounds every weight to a grid and needs one: give the bits per weight")]
+    NoGrid,
+    /// Grids for a method that has no column loop.
+    #[error("{method} has no column loop to quantise in; quantise with duogpt, sparsegpt or gptaq")]
+    NotQuantised {
+        /// The method.
+        method: &'static str,
+    },
     /// An allocation whose steps cannot add up to the target.
     #[error("steps of {step} of the weights are too coarse to reach a sparsity of {target}")]
     Step {
@@ -315,6 +325,12 @@ pub enum PruneError {
         /// Rows and columns that were given.
         found: (usize, usize),
     },
+    /// What the backend does not do.
+    #[error("this backend cannot {what}; use the CPU's")]
+    Unsupported {
+        /// What was asked of it.
+        what: &'static str,
+    },
     /// NaN or an infinity.
     #[error("the {what} has a value that is not finite at row {row}, column {column}")]
     NotFinite {
@@ -335,6 +351,8 @@ pub enum Method {
     DuoGpt(PruneConfig),
     /// Second-order pruning without it.
     SparseGpt(PruneConfig),
+    /// Quantisation with the output-residual correction; GPTQ with alpha = 0.
+    Gptaq(PruneConfig),
     /// Weight magnitude times input norm.
     Wanda(Sparsity),
     /// Weight magnitude.
@@ -347,6 +365,7 @@ impl Method {
         match self {
             Method::DuoGpt(_) => "duogpt",
             Method::SparseGpt(_) => "sparsegpt",
+            Method::Gptaq(_) => "gptaq",
             Method::Wanda(_) => "wanda",
             Method::Magnitude(_) => "magnitude",
         }
@@ -355,7 +374,9 @@ impl Method {
     /// The weight sparsity asked for.
     pub fn weight_sparsity(&self) -> Sparsity {
         match self {
-            Method::DuoGpt(config) | Method::SparseGpt(config) => config.weight_sparsity,
+            Method::DuoGpt(config) | Method::SparseGpt(config) | Method::Gptaq(config) => {
+                config.weight_sparsity
+            }
             Method::Wanda(sparsity) | Method::Magnitude(sparsity) => *sparsity,
         }
     }
@@ -363,7 +384,7 @@ impl Method {
     /// Whether calibration prunes the activations that the method sees. Wanda and magnitude are calibrated on dense
     /// activations.
     pub fn sees_sparse_activations(&self) -> bool {
-        matches!(self, Method::DuoGpt(_) | Method::SparseGpt(_))
+        matches!(self, Method::DuoGpt(_) | Method::SparseGpt(_) | Method::Gptaq(_))
     }
 
     /// Checks the settings, for a layer of k input channels.
@@ -372,8 +393,26 @@ impl Method {
     /// [`ConfigError`] for the first setting that makes no sense.
     pub fn check(&self, k: usize) -> Result<(), ConfigError> {
         match self {
-            Method::DuoGpt(config) | Method::SparseGpt(config) => config.check(k),
+            Method::DuoGpt(config) | Method::SparseGpt(config) | Method::Gptaq(config) => config.check(k),
             Method::Wanda(sparsity) | Method::Magnitude(sparsity) => sparsity.check(k),
+        }
+    }
+
+    /// Checks whether the kept weights can be rounded to `grids`. GPTAQ must have some; the methods without a column
+    /// loop, in which the others make up for the rounding, can have none.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that makes no sense.
+    pub fn check_grids(&self, grids: Option<&GridConfig>) -> Result<(), ConfigError> {
+        match (self, grids) {
+            (Method::Gptaq(_), None) => Err(ConfigError::NoGrid),
+            (Method::Wanda(_) | Method::Magnitude(_), Some(_)) => {
+                Err(ConfigError::NotQuantised { method: self.name() })
+            }
+            (Method::DuoGpt(config) | Method::SparseGpt(config) | Method::Gptaq(config), Some(grids)) => {
+                grids.check(config.block_size)
+            }
+            (_, None) => Ok(()),
         }
     }
 }

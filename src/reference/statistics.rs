@@ -89,13 +89,13 @@ impl<T: Scalar> ChannelNorms<T> {
 }
 
 /// Weights s/(s+1) of what is there and 1/(s+1) of what comes.
-fn running_mean(seen: usize) -> (f64, f64) {
+pub(super) fn running_mean(seen: usize) -> (f64, f64) {
     let total = (seen + 1) as f64;
     (seen as f64 / total, 1.0 / total)
 }
 
 /// mean <- keep mean + add diag(X X^T), X given as tokens x k.
-fn blend<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: ArrayView2<T>) {
+pub(super) fn blend<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: ArrayView2<T>) {
     let mut squares = Array1::<T>::zeros(mean.len());
     for token in x.axis_iter(Axis(0)) {
         Zip::from(&mut squares).and(&token).for_each(|sum, &x| *sum += x * x);

@@ -913,6 +913,7 @@ mod tests {
                 codes: array![[2, code]],
                 scale: of(&array![[0.5]]),
                 zero: of(&array![[0.0]]),
+                grid: vec![0, 0],
                 target: of(&array![[1.1, target]]),
             };
             code_stage("codes", &quantised, &array![[2, 4]], &weight, &[1, 0], 1e-3)

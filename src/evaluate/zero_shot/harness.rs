@@ -20,6 +20,8 @@ pub struct Run<'a> {
     pub precision: &'a str,
     /// Fraction of activations pruned.
     pub activation_sparsity: f64,
+    /// The file with thresholds that prune them instead.
+    pub thresholds: Option<&'a Path>,
     /// At most so many documents per task.
     pub limit: Option<usize>,
     /// Longest input of the model.
@@ -34,13 +36,16 @@ pub fn report(outcomes: &[Outcome], run: &Run) -> Value {
         sorted.iter().map(|outcome| (outcome.task.name().to_string(), value(outcome))).collect()
     };
     let args = format!(
-        "pretrained={},dtype={},activation_sparsity={}",
+        "pretrained={},dtype={},{}",
         run.model.display(),
         match run.precision {
             "f64" => "float64",
             _ => "float32",
         },
-        run.activation_sparsity
+        match run.thresholds {
+            Some(path) => format!("thresholds={}", path.display()),
+            None => format!("activation_sparsity={}", run.activation_sparsity),
+        }
     );
     json!({
         "results": per_task(&results),
