@@ -230,6 +230,30 @@ fn settings_out_of_range() {
 }
 
 #[test]
+fn quantisation_that_makes_no_sense() {
+    let scratch = Scratch::new();
+    let tokens = scratch.calibration();
+    let refuses = |flags: &[&str], expected: &[&str]| {
+        scratch.refuses(&[&["--tokens", tokens.as_str()], flags].concat(), expected);
+    };
+    refuses(&["--method", "gptaq"], &["gptaq", "--bits"]);
+    refuses(&["--method", "wanda", "--bits", "4"], &["wanda has no column loop"]);
+    refuses(&["--method", "magnitude", "--bits", "4"], &["magnitude has no column loop"]);
+    let gptaq = ["--method", "gptaq", "--bits", "4"];
+    refuses(&[&gptaq[..], &["--weight-sparsity", "0.3"]].concat(), &["--weight-sparsity", "--method duogpt"]);
+    refuses(&[&gptaq[..], &["--profile", "paper"]].concat(), &["--profile"]);
+    refuses(&["--bits", "1"], &["1 bits", "2 to 16"]);
+    refuses(&["--bits", "17"], &["17 bits", "2 to 16"]);
+    refuses(&["--bits", "4", "--group-size", "48"], &["grids of 48", "block size 128"]);
+    refuses(&["--bits", "4", "--group-size", "0"], &["group size", "positive"]);
+    for flag in [&["--mse"][..], &["--asymmetric"], &["--group-size", "32"]] {
+        refuses(flag, &["--bits"]);
+    }
+    refuses(&["--report-gap", "0"], &["--report-gap"]);
+    Scratch::new().refuses(&["--method", "magnitude", "--report-gap"], &["gap needs calibration data"]);
+}
+
+#[test]
 fn texts_and_tokens_that_do_not_do() {
     let scratch = Scratch::new();
     fs::copy(fixture("tiny-llama/tokenizer.json"), scratch.path("model/tokenizer.json")).unwrap();

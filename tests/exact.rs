@@ -447,6 +447,44 @@ fn kept_weights_of_dead_channels_stay() {
 }
 
 #[test]
+fn a_residual_gathered_by_rows_is_that_of_the_statistics() {
+    let wave = |i: usize, j: usize| ((i * 13 + j * 29) as f64 * 0.7).sin();
+    let (n, k, tokens) = (3, 5, 8);
+    let weight = Array2::from_shape_fn((n, k), |(i, j)| wave(i + 50, j));
+    let (mut statistics, mut found) = (Statistics::new(k, true), Residual::new(n, k));
+    let mut dxdxt: Array2<f64> = Array2::zeros((k, k));
+    for sequence in 0..3 {
+        let dense = Array2::from_shape_fn((tokens, k), |(i, j)| wave(i + tokens * sequence, j));
+        let sparse = pruned(&dense, 0.4);
+        let dx = &dense - &sparse;
+        statistics.update(dense.view(), sparse.view());
+        found.update(weight.view(), dx.view(), sparse.view());
+        dxdxt += &(dx.t().dot(&dx) / 3.0);
+    }
+    let norms = residual_norms(weight.view(), dxdxt.view()).unwrap();
+    let expected = Residual::of(weight.view(), &statistics, norms).unwrap();
+    assert_eq!((found.sequences, expected.sequences), (3, 3));
+    // Sums of at most 3 * 8 * 5 * 5 products of numbers below 1, on both sides.
+    let tolerance = 2.0 * 600.0 * 600.0 * U;
+    assert!((&found.products - &expected.products).iter().all(|d| d.abs() <= tolerance));
+    assert!((&found.norms - &expected.norms).iter().all(|d| d.abs() <= tolerance));
+    assert!(expected.norms.iter().all(|&norm| norm > 0.1));
+}
+
+#[test]
+fn weights_of_dead_channels_cost_nothing() {
+    let x = array![[1.0, 0.0, 2.0], [2.0, 0.0, 1.0]];
+    let mut statistics = Statistics::new(3, true);
+    statistics.update(x.view(), x.view());
+    let weight = array![[1.0, 5.0, 3.0]];
+    let residual = Residual::of(weight.view(), &statistics, array![0.0]).unwrap();
+    let objective = Objective::new(statistics.hessian, 0.1).unwrap();
+    let error = |changed: Array2<f64>| objective.error(weight.view(), changed.view(), &residual).unwrap()[0];
+    assert_eq!(error(array![[1.0, 0.0, 3.0]]), 0.0);
+    assert!(error(array![[0.0, 5.0, 3.0]]) > 1.0);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let layer = by_hand();
     let statistics = layer.statistics();

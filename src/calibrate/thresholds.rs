@@ -10,7 +10,7 @@
 //! | field | |
 //! |---|---|
 //! | `format` | `"duogpt-thresholds-1"` |
-//! | `activation_sparsity`, `allocation` | what was asked for: the fraction, `"uniform"` or `"greedy"` |
+//! | `activation_sparsity`, `allocation`, `step` | what was asked for: the fraction, `"uniform"` or `"greedy"`, its step |
 //! | `model` | where it comes from: `directory`, and the `sha256` of each file with weights |
 //! | `calibration`, `precision`, `environment` | the data, the arithmetic, the program, as in `prune-report.json` |
 //! | `layers` | a list with one object per decoder layer |
@@ -44,6 +44,7 @@ use crate::backend::Backend;
 use crate::linalg::Scalar;
 use crate::llama::model::{Forward, Group, Layer, Linear, State};
 use crate::llama::{Checkpoint, CheckpointError, LlamaConfig};
+use crate::reference::ConfigError;
 use crate::reference::activation::check_fraction;
 use crate::reference::teal::{MagnitudeHistogram, greedy_allocation};
 use crate::tensors::TensorError;
@@ -61,9 +62,6 @@ pub enum Allocation {
     Greedy,
 }
 
-/// A step of the greedy allocation, as a fraction of the layer's weights.
-pub const GREEDY_STEP: f64 = 0.05;
-
 /// A threshold for every linear, and where they come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ThresholdFile {
@@ -73,6 +71,8 @@ pub struct ThresholdFile {
     pub activation_sparsity: f64,
     /// How it was distributed.
     pub allocation: Allocation,
+    /// In steps of this fraction of a layer's weights, where it was greedy.
+    pub step: Option<f64>,
     /// The model.
     pub model: Model,
     /// The data.
@@ -204,6 +204,8 @@ pub struct ThresholdJob<'a> {
     pub activation_sparsity: f64,
     /// How it is distributed over the linears.
     pub allocation: Allocation,
+    /// A step of the greedy allocation, as a fraction of the layer's weights. A linear that is smaller stays dense.
+    pub step: f64,
 }
 
 impl ThresholdJob<'_> {
@@ -220,6 +222,9 @@ impl ThresholdJob<'_> {
         observer: &dyn Observer,
     ) -> Result<ThresholdFile, CalibrateError> {
         check_fraction("activation sparsity", self.activation_sparsity)?;
+        if self.step.is_nan() || self.step <= 0.0 {
+            return Err(ConfigError::NotPositive { what: "step of the allocation", value: self.step }.into());
+        }
         let config = &self.checkpoint.config;
         let per_layer = self.windows.len() * (2 + self.most_trials());
         observer.begin((config.num_hidden_layers * per_layer) as u64);
@@ -241,6 +246,7 @@ impl ThresholdJob<'_> {
             format: FORMAT.into(),
             activation_sparsity: self.activation_sparsity,
             allocation: self.allocation,
+            step: (self.allocation == Allocation::Greedy).then_some(self.step),
             model: Model::of(self.checkpoint)?,
             calibration: Calibration::of(self.windows),
             precision: T::NAME.into(),
@@ -317,7 +323,7 @@ impl ThresholdJob<'_> {
         let (mut targets, mut error, mut uniform_error) = (uniform.clone(), None, None);
         if greedy {
             let sizes = Linear::ALL.map(|linear| layer.linear(linear).len());
-            let grown = greedy_allocation(&sizes, self.activation_sparsity, GREEDY_STEP, |trial| {
+            let grown = greedy_allocation(&sizes, self.activation_sparsity, self.step, |trial| {
                 // A sparsity that is no fraction does not come here; it would be the last choice.
                 relative_error(trial).unwrap_or(f64::NAN)
             })?;
@@ -348,7 +354,7 @@ impl ThresholdJob<'_> {
             Allocation::Uniform => 0,
             // Up to one more step where the division is not exact, and the two at the end.
             Allocation::Greedy => {
-                ((self.activation_sparsity / GREEDY_STEP).ceil() as usize + 1) * Linear::ALL.len() + 2
+                ((self.activation_sparsity / self.step).ceil() as usize + 1) * Linear::ALL.len() + 2
             }
         }
     }

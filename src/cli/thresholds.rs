@@ -39,6 +39,10 @@ pub struct ThresholdsArgs {
     /// How it is distributed over the linears of a layer.
     #[arg(long, value_enum, default_value_t = Allocation::Uniform)]
     allocation: Allocation,
+    /// Of the greedy allocation: what a linear grows by at a time, as a fraction of the layer's weights. Finer steps reach
+    /// smaller linears and take longer: 7 P / S runs of each layer.
+    #[arg(long, value_name = "S", default_value_t = 0.02)]
+    step: f64,
     /// Arithmetic of the forward passes.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
@@ -110,6 +114,7 @@ fn find<T: Scalar>(
         windows,
         activation_sparsity: args.activation_sparsity,
         allocation: args.allocation,
+        step: args.step,
     };
     Ok(job.run::<T, _>(&Cpu, &Bar::new("thresholds", false))?)
 }

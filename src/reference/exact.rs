@@ -395,6 +395,18 @@ impl<T: Scalar> Objective<T> {
         mask: ArrayView2<bool>,
         residual: &Residual<T>,
     ) -> Result<Array2<T>, PruneError> {
+        let k = self.dead.len();
+        let at_once = (FACTOR_BYTES / (k * k * size_of::<T>()).max(1)).max(1);
+        self.optimal_weights_in_chunks(weight, mask, residual, at_once)
+    }
+
+    fn optimal_weights_in_chunks(
+        &self,
+        weight: ArrayView2<T>,
+        mask: ArrayView2<bool>,
+        residual: &Residual<T>,
+        at_once: usize,
+    ) -> Result<Array2<T>, PruneError> {
         self.check_shapes(weight, residual)?;
         expect_shape("mask", mask.dim(), weight.dim())?;
         check_finite("weight", weight)?;
@@ -420,7 +432,6 @@ impl<T: Scalar> Objective<T> {
             }
             Ok(())
         };
-        let at_once = (FACTOR_BYTES / (k * k * size_of::<T>()).max(1)).max(1);
         for (i, mut rows) in optimal.axis_chunks_iter_mut(Axis(0), at_once).enumerate() {
             let rows = rows.axis_iter_mut(Axis(0)).into_par_iter().enumerate();
             // All of them first, so that of several errors always the first row's is told.
@@ -499,4 +510,27 @@ fn expect_shape(
     expected: (usize, usize),
 ) -> Result<(), PruneError> {
     if found == expected { Ok(()) } else { Err(PruneError::Shape { what, expected, found }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_optimum_does_not_depend_on_how_many_rows_are_solved_at_a_time() {
+        let x = Array2::from_shape_fn((20, 6), |(i, j)| ((i * 7 + j * 11) as f64 * 0.7).sin());
+        let mut statistics = Statistics::new(6, true);
+        statistics.update((&x * 1.5).view(), x.view());
+        let weight = Array2::from_shape_fn((7, 6), |(i, j)| ((i * 6 + j) as f64 * 1.3).cos());
+        let mask = Array2::from_shape_fn((7, 6), |(i, j)| (i + j) % 3 == 0);
+        let objective = Objective::new(statistics.hessian.clone(), 0.1).unwrap();
+        let residual = Residual::of(weight.view(), &statistics, Array1::zeros(7)).unwrap();
+        let whole = objective.optimal_weights(weight.view(), mask.view(), &residual).unwrap();
+        for at_once in 1..9 {
+            let found =
+                objective.optimal_weights_in_chunks(weight.view(), mask.view(), &residual, at_once).unwrap();
+            assert_eq!(found, whole, "{at_once} rows");
+        }
+        assert!(whole.outer_iter().zip(weight.outer_iter()).all(|(new, old)| new != old));
+    }
 }

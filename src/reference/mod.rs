@@ -282,7 +282,7 @@ pub enum ConfigError {
         block_size: usize,
     },
     /// GPTAQ without grids.
-    #[error("gptaq rounds every weight to a grid and needs one: give the bits per weight")]
+    #[error("gptaq rounds every weight to a grid and needs one: give the bits per weight (--bits)")]
     NoGrid,
     /// Grids for a method that has no column loop.
     #[error("{method} has no column loop to quantise in; quantise with duogpt, sparsegpt or gptaq")]
