@@ -106,7 +106,8 @@ struct Quantisation {
     /// holds the rounded weights as ordinary numbers, so that any runtime loads it; nothing is packed.
     #[arg(long, value_name = "B")]
     bits: Option<u32>,
-    /// A grid for every G input channels of a row instead of one for the row.
+    /// A grid for every G input channels of a row, found on the weights as they stand at the first of them, instead of
+    /// one for the row.
     #[arg(long, value_name = "G", requires = "bits")]
     group_size: Option<usize>,
     /// Grids from the smallest to the largest weight instead of equally far to both sides of zero.

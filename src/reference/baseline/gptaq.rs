@@ -51,7 +51,8 @@ pub struct GridConfig {
     pub symmetry: Symmetry,
     /// How much of the range they cover.
     pub range: GridRange,
-    /// `None`: one grid per row, found on the original weights. `Some(g)`: one for every g consecutive columns of a
+    /// `None`: one grid per row, found on the original weights; what the loop moves out of its range is cut off, and
+    /// the columns behind make up for it. `Some(g)`: one for every g consecutive columns of a
     /// row (in processing order; the last may be shorter), found on the weights as they stand at the first of them.
     pub group_size: Option<usize>,
 }
