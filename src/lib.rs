@@ -9,7 +9,7 @@
 //! | [`mod@reference`] | the algorithm and the baselines it is compared with, over `f32` and `f64` |
 //! | [`backend`] | what a device must offer to run it |
 //! | [`llama`] | LLaMA checkpoints and their forward pass, cut into groups of linears with one input |
-//! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint |
+//! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint; optimality gaps; activation thresholds |
 //! | [`evaluate`] | perplexity |
 //! | [`verify`] | golden files of the original code, and measures of error |
 //! | [`tensors`] | safetensors files |
