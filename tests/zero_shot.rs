@@ -104,8 +104,8 @@ fn every_number_is_the_harness_s<T: Scalar>() {
             value(format!("{name},none"))
                 .map(|mean| Metric { mean, standard_error: value(format!("{name}_stderr,none")) })
         };
-        assert_eq!(Some(outcome.acc), metric("acc"), "{}", outcome.task);
-        assert_eq!(outcome.acc_norm, metric("acc_norm"), "{}", outcome.task);
+        assert_eq!(Some(outcome.accuracy.acc), metric("acc"), "{}", outcome.task);
+        assert_eq!(outcome.accuracy.acc_norm, metric("acc_norm"), "{}", outcome.task);
     }
 }
 

@@ -46,11 +46,8 @@ pub struct PruneArgs {
     /// Fraction of activations that calibration prunes (Wanda and magnitude: none, whatever is given).
     #[arg(long, value_name = "P", default_value = "0.5", value_parser = fraction, allow_negative_numbers = true)]
     activation_sparsity: f64,
-    /// Settings to start from; the flags below override them.
-    #[arg(long, value_enum, default_value_t = Profile::Default)]
-    profile: Profile,
     #[command(flatten)]
-    overrides: Overrides,
+    settings: Settings,
     /// Arithmetic of calibration and pruning.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
@@ -72,7 +69,7 @@ pub struct PruneArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum MethodName {
+pub(super) enum MethodName {
     Duogpt,
     Sparsegpt,
     Wanda,
@@ -87,6 +84,16 @@ enum Profile {
     Upstream,
     /// What measured best here.
     Default,
+}
+
+/// The settings of the second-order methods.
+#[derive(Args)]
+pub(super) struct Settings {
+    /// Settings to start from; the flags below override them.
+    #[arg(long, value_enum, default_value_t = Profile::Default)]
+    profile: Profile,
+    #[command(flatten)]
+    overrides: Overrides,
 }
 
 #[derive(Args)]
@@ -152,25 +159,38 @@ enum DeadChannelsName {
     Keep,
 }
 
-impl PruneArgs {
-    fn method(&self) -> Method {
+impl Settings {
+    /// A method with these settings.
+    pub(super) fn method(&self, name: MethodName, weight_sparsity: Sparsity) -> Method {
         let mut config = match self.profile {
-            Profile::Paper => PruneConfig::paper(self.weight_sparsity),
-            Profile::Upstream => PruneConfig::upstream(self.weight_sparsity),
-            Profile::Default => {
-                PruneConfig { weight_sparsity: self.weight_sparsity, ..PruneConfig::default() }
-            }
+            Profile::Paper => PruneConfig::paper(weight_sparsity),
+            Profile::Upstream => PruneConfig::upstream(weight_sparsity),
+            Profile::Default => PruneConfig { weight_sparsity, ..PruneConfig::default() },
         };
-        if self.method == MethodName::Sparsegpt {
-            config.hessian_scale = PruneConfig::sparsegpt(self.weight_sparsity).hessian_scale;
+        if name == MethodName::Sparsegpt {
+            config.hessian_scale = PruneConfig::sparsegpt(weight_sparsity).hessian_scale;
         }
         self.overrides.apply(&mut config);
-        match self.method {
+        match name {
             MethodName::Duogpt => Method::DuoGpt(config),
             MethodName::Sparsegpt => Method::SparseGpt(config),
-            MethodName::Wanda => Method::Wanda(self.weight_sparsity),
-            MethodName::Magnitude => Method::Magnitude(self.weight_sparsity),
+            MethodName::Wanda => Method::Wanda(weight_sparsity),
+            MethodName::Magnitude => Method::Magnitude(weight_sparsity),
         }
+    }
+}
+
+/// Says so where the settings spoil an N:M pattern.
+pub(super) fn warn_of_order(method: Method) {
+    if let Method::DuoGpt(config) | Method::SparseGpt(config) = method
+        && matches!(config.weight_sparsity, Sparsity::NofM { .. })
+        && config.column_order != ColumnOrder::Natural
+    {
+        eprintln!(
+            "warning: {} groups lie in processing order; with an order other than natural the result has no pattern \
+             that hardware could use",
+            config.weight_sparsity
+        );
     }
 }
 
@@ -220,17 +240,8 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let cut = Cut::Random { samples: args.samples.unwrap_or(128), seed: args.seed };
     let windows = args.data.windows(&checkpoint, args.sequence_length, args.samples, cut)?;
-    let method = args.method();
-    if let Method::DuoGpt(config) | Method::SparseGpt(config) = method
-        && matches!(config.weight_sparsity, Sparsity::NofM { .. })
-        && config.column_order != ColumnOrder::Natural
-    {
-        eprintln!(
-            "warning: {} groups lie in processing order; with an order other than natural the result has no pattern \
-             that hardware could use",
-            config.weight_sparsity
-        );
-    }
+    let method = args.settings.method(args.method, args.weight_sparsity);
+    warn_of_order(method);
     let report = with_precision!(args.precision, prune(args, &checkpoint, windows.as_ref(), method))?;
     if args.json {
         print!("{}", report.to_json());

@@ -1,0 +1,177 @@
+//! The table of a comparison.
+
+use crate::evaluate::comparison::{Comparison, PointResult, Quantity, Row};
+use crate::evaluate::noise::Standing;
+use crate::evaluate::zero_shot::tasks::Task;
+use crate::reference::Sparsity;
+
+/// Its columns, which are known before the first number.
+pub(super) struct Table {
+    /// What methods are compared by; each has a column, and one for the gap to dense.
+    pub(super) shown: Vec<Quantity>,
+    perplexity: bool,
+    repeats: u32,
+    jitter: f64,
+}
+
+impl Table {
+    pub(super) fn of(comparison: &Comparison) -> Self {
+        let tasks: Vec<Task> = comparison.tasks.iter().map(|data| data.task).collect();
+        let averages = [(Quantity::FiveTasks, &Task::FIVE[..]), (Quantity::SevenTasks, &Task::ALL)];
+        let averages = averages.into_iter().filter(|(_, of)| of.iter().all(|task| tasks.contains(task)));
+        let averages: Vec<(Quantity, &[Task])> = averages.collect();
+        let perplexity = comparison.evaluation.is_some();
+        let mut shown: Vec<Quantity> = perplexity.then_some(Quantity::Perplexity).into_iter().collect();
+        shown.extend(averages.iter().map(|(quantity, _)| *quantity));
+        // A task is shown by itself where no average has it.
+        let alone = tasks.iter().filter(|task| !averages.iter().any(|(_, of)| of.contains(task)));
+        shown.extend(alone.map(|&task| Quantity::Task(task)));
+        Table { shown, perplexity, repeats: comparison.repeats.count, jitter: comparison.repeats.jitter }
+    }
+
+    pub(super) fn head(&self) -> String {
+        let columns = self.columns();
+        let line = |part: fn(&Column) -> &str| -> String {
+            let cells = columns.iter().map(|column| pad(part(column), column.width));
+            format!("{:<11}{}", "", cells.collect::<String>())
+        };
+        let second = line(|column| &column.head.1);
+        format!("{}\n{:<11}{}", line(|column| &column.head.0), "method", &second[11..])
+    }
+
+    /// The rows of one point, and what they say.
+    pub(super) fn point(&self, point: &PointResult) -> String {
+        let columns = self.columns();
+        let mut text = String::new();
+        for row in &point.rows {
+            let cells = columns.iter().map(|column| pad(&(column.cell)(point, row), column.width));
+            text += format!("{:<11}{}", row.method, cells.collect::<String>()).trim_end();
+            text.push('\n');
+        }
+        for &quantity in &self.shown {
+            text.extend(verdict(point, quantity).map(|line| line + "\n"));
+        }
+        text
+    }
+
+    /// What the marks mean.
+    pub(super) fn legend(&self) -> String {
+        match self.repeats {
+            1 => "one repeat: which differences of perplexity are more than noise is not known; --repeats 4 measures it"
+                .into(),
+            repeats => format!(
+                "mean ± standard deviation over {repeats} repeats with a relative jitter of {:e}; * better than all others by \
+                 more than two\nstandard errors of the difference, ~ not told from the best",
+                self.jitter
+            ),
+        }
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        let value_width = if self.repeats > 1 { 14 } else { 8 };
+        let mut columns = vec![
+            column("weights", "zero", 8, |point, row| match (&row.settings, point.weight_sparsity) {
+                (None, _) => percent(0.0),
+                (_, Sparsity::Unstructured(p)) => percent(p),
+                (_, pattern) => pattern.to_string(),
+            }),
+            column("activations", "zero", 12, |point, _| percent(point.activation_sparsity)),
+        ];
+        if self.perplexity {
+            let quantity = Quantity::PerplexityDenseActivations;
+            columns.push(column("perplexity, dense", "activations", value_width, move |_, row| {
+                value(row, quantity)
+            }));
+        }
+        for &quantity in &self.shown {
+            let (first, second) = title(quantity);
+            columns.push(column(first, second, value_width, move |_, row| value(row, quantity)));
+            columns.push(column("gap", "to dense", 8, move |_, row| {
+                let gap = row.quantities[&quantity].gap_to_dense;
+                gap.map_or("-".into(), |gap| format!("{:+.2}", scale(quantity) * gap))
+            }));
+        }
+        columns.push(column("seconds", "to prune", 8, |_, row| {
+            row.seconds_to_prune.as_ref().map_or("-".into(), |seconds| format!("{:.1}", seconds.mean))
+        }));
+        columns
+    }
+}
+
+struct Column {
+    head: (String, String),
+    width: usize,
+    cell: Box<dyn Fn(&PointResult, &Row) -> String>,
+}
+
+fn column(
+    first: &str,
+    second: &str,
+    width: usize,
+    cell: impl Fn(&PointResult, &Row) -> String + 'static,
+) -> Column {
+    let width = 2 + width.max(first.len()).max(second.len());
+    Column { head: (first.into(), second.into()), width, cell: Box::new(cell) }
+}
+
+/// Right-aligned, in characters.
+fn pad(text: &str, width: usize) -> String {
+    format!("{text:>width$}")
+}
+
+/// Two lines that name a quantity.
+fn title(quantity: Quantity) -> (&'static str, &'static str) {
+    match quantity {
+        Quantity::PerplexityDenseActivations => ("perplexity, dense", "activations"),
+        Quantity::Perplexity => ("perplexity, sparse", "activations"),
+        Quantity::FiveTasks => ("mean of", "five tasks, %"),
+        Quantity::SevenTasks => ("mean of", "seven tasks, %"),
+        Quantity::Task(task) => (task.name(), "%"),
+    }
+}
+
+/// A quantity in words.
+pub(super) fn description(quantity: Quantity) -> String {
+    match quantity {
+        Quantity::Task(task) => format!("accuracy on {task}, %"),
+        other => {
+            let (first, second) = title(other);
+            format!("{first} {second}")
+        }
+    }
+}
+
+/// Accuracies are shown in percent.
+pub(super) fn scale(quantity: Quantity) -> f64 {
+    if quantity.is_accuracy() { 100.0 } else { 1.0 }
+}
+
+fn percent(fraction: f64) -> String {
+    format!("{} %", (1000.0 * fraction).round() / 10.0)
+}
+
+fn value(row: &Row, quantity: Quantity) -> String {
+    let measured = &row.quantities[&quantity];
+    let scaled = |x: f64| format!("{:.2}", scale(quantity) * x);
+    let deviation = measured.estimate.standard_deviation.map(|s| format!(" ± {}", scaled(s)));
+    let mark = match measured.standing {
+        Some(Standing::Best) => "*",
+        Some(Standing::Ambiguous) => "~",
+        _ => " ",
+    };
+    format!("{}{}{mark}", scaled(measured.estimate.mean), deviation.unwrap_or_default())
+}
+
+/// Who is best, as far as that is known.
+fn verdict(point: &PointResult, quantity: Quantity) -> Option<String> {
+    let with = |standing| -> Vec<&str> {
+        let rows = point.rows.iter().filter(|row| row.quantities[&quantity].standing == Some(standing));
+        rows.map(|row| row.method).collect()
+    };
+    let what = description(quantity);
+    match (&with(Standing::Best)[..], &with(Standing::Ambiguous)[..]) {
+        ([best], _) => Some(format!("{what}: {best} is best")),
+        (_, []) => None,
+        (_, ambiguous) => Some(format!("{what}: AMBIGUOUS between {}", ambiguous.join(", "))),
+    }
+}
