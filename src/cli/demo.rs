@@ -34,7 +34,7 @@ pub struct DemoArgs {
 const WINDOWS: usize = 32;
 
 /// Documents of each task: enough to show the columns, few enough not to wait for them.
-const DOCUMENTS: NonZeroUsize = NonZeroUsize::new(10).unwrap();
+const DOCUMENTS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
 /// Prunes by every method, measures, prints a table and draws a plot.
 ///

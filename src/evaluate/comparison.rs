@@ -60,7 +60,7 @@ pub enum CompareError {
     NothingToMeasure,
     /// A disturbance that rounding swallows, or that is none.
     #[error(
-        "a jitter of {relative} is outside [{smallest:.1e}, 0.1]: smaller ones are lost in {precision} rounding"
+        "a jitter of {relative:e} is outside [{smallest:.1e}, 0.1]: smaller ones are lost in {precision} rounding"
     )]
     Jitter {
         /// What was given.

@@ -31,12 +31,11 @@ impl Table {
 
     pub(super) fn head(&self) -> String {
         let columns = self.columns();
-        let line = |part: fn(&Column) -> &str| -> String {
-            let cells = columns.iter().map(|column| pad(part(column), column.width));
-            format!("{:<11}{}", "", cells.collect::<String>())
+        let line = |number: usize, first: &str| {
+            let cells = columns.iter().map(|column| pad(column.head[number], column.width));
+            format!("{first:<9}{}", cells.collect::<String>())
         };
-        let second = line(|column| &column.head.1);
-        format!("{}\n{:<11}{}", line(|column| &column.head.0), "method", &second[11..])
+        [line(0, ""), line(1, ""), line(2, "method")].join("\n")
     }
 
     /// The rows of one point, and what they say.
@@ -45,7 +44,7 @@ impl Table {
         let mut text = String::new();
         for row in &point.rows {
             let cells = columns.iter().map(|column| pad(&(column.cell)(point, row), column.width));
-            text += format!("{:<11}{}", row.method, cells.collect::<String>()).trim_end();
+            text += format!("{:<9}{}", row.method, cells.collect::<String>()).trim_end();
             text.push('\n');
         }
         for &quantity in &self.shown {
@@ -68,30 +67,27 @@ impl Table {
     }
 
     fn columns(&self) -> Vec<Column> {
-        let value_width = if self.repeats > 1 { 14 } else { 8 };
+        let value_width = if self.repeats > 1 { 15 } else { 8 };
         let mut columns = vec![
-            column("weights", "zero", 8, |point, row| match (&row.settings, point.weight_sparsity) {
+            column(["", "weights", "zero"], 6, |point, row| match (&row.settings, point.weight_sparsity) {
                 (None, _) => percent(0.0),
                 (_, Sparsity::Unstructured(p)) => percent(p),
                 (_, pattern) => pattern.to_string(),
             }),
-            column("activations", "zero", 12, |point, _| percent(point.activation_sparsity)),
+            column(["", "activations", "zero"], 6, |point, _| percent(point.activation_sparsity)),
         ];
         if self.perplexity {
             let quantity = Quantity::PerplexityDenseActivations;
-            columns.push(column("perplexity, dense", "activations", value_width, move |_, row| {
-                value(row, quantity)
-            }));
+            columns.push(column(title(quantity), value_width, move |_, row| value(row, quantity)));
         }
         for &quantity in &self.shown {
-            let (first, second) = title(quantity);
-            columns.push(column(first, second, value_width, move |_, row| value(row, quantity)));
-            columns.push(column("gap", "to dense", 8, move |_, row| {
+            columns.push(column(title(quantity), value_width, move |_, row| value(row, quantity)));
+            columns.push(column(["", "gap to", "dense"], 6, move |_, row| {
                 let gap = row.quantities[&quantity].gap_to_dense;
                 gap.map_or("-".into(), |gap| format!("{:+.2}", scale(quantity) * gap))
             }));
         }
-        columns.push(column("seconds", "to prune", 8, |_, row| {
+        columns.push(column(["", "seconds", "to prune"], 6, |_, row| {
             row.seconds_to_prune.as_ref().map_or("-".into(), |seconds| format!("{:.1}", seconds.mean))
         }));
         columns
@@ -99,34 +95,33 @@ impl Table {
 }
 
 struct Column {
-    head: (String, String),
+    head: [&'static str; 3],
     width: usize,
     cell: Box<dyn Fn(&PointResult, &Row) -> String>,
 }
 
 fn column(
-    first: &str,
-    second: &str,
+    head: [&'static str; 3],
     width: usize,
     cell: impl Fn(&PointResult, &Row) -> String + 'static,
 ) -> Column {
-    let width = 2 + width.max(first.len()).max(second.len());
-    Column { head: (first.into(), second.into()), width, cell: Box::new(cell) }
+    let widest = head.iter().map(|line| line.len()).fold(width, usize::max);
+    Column { head, width: widest, cell: Box::new(cell) }
 }
 
-/// Right-aligned, in characters.
+/// Right-aligned, in characters, and apart from what stands before it however long it is.
 fn pad(text: &str, width: usize) -> String {
-    format!("{text:>width$}")
+    format!("  {text:>width$}")
 }
 
-/// Two lines that name a quantity.
-fn title(quantity: Quantity) -> (&'static str, &'static str) {
+/// Three lines that name a quantity.
+fn title(quantity: Quantity) -> [&'static str; 3] {
     match quantity {
-        Quantity::PerplexityDenseActivations => ("perplexity, dense", "activations"),
-        Quantity::Perplexity => ("perplexity, sparse", "activations"),
-        Quantity::FiveTasks => ("mean of", "five tasks, %"),
-        Quantity::SevenTasks => ("mean of", "seven tasks, %"),
-        Quantity::Task(task) => (task.name(), "%"),
+        Quantity::PerplexityDenseActivations => ["perplexity,", "dense", "activations"],
+        Quantity::Perplexity => ["perplexity,", "sparse", "activations"],
+        Quantity::FiveTasks => ["mean of", "five", "tasks, %"],
+        Quantity::SevenTasks => ["mean of", "seven", "tasks, %"],
+        Quantity::Task(task) => ["", task.name(), "%"],
     }
 }
 
@@ -134,10 +129,7 @@ fn title(quantity: Quantity) -> (&'static str, &'static str) {
 pub(super) fn description(quantity: Quantity) -> String {
     match quantity {
         Quantity::Task(task) => format!("accuracy on {task}, %"),
-        other => {
-            let (first, second) = title(other);
-            format!("{first} {second}")
-        }
+        other => title(other).join(" "),
     }
 }
 
