@@ -27,6 +27,12 @@ impl Estimate {
         Estimate { mean, standard_deviation, sampling_error, values }
     }
 
+    /// Standard deviation of one repeat, as far as it is known: sqrt(s^2 + e^2) with s over the repeats and e the sampling
+    /// error.
+    pub fn spread(&self) -> f64 {
+        self.standard_deviation.unwrap_or(0.0).hypot(self.sampling_error.unwrap_or(0.0))
+    }
+
     /// Variance of the mean as far as it is known, and whether that is all of it.
     fn variance(&self) -> (f64, bool) {
         let of_repeats = self.standard_deviation.map(|s| s * s / self.values.len() as f64);

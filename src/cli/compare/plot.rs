@@ -20,7 +20,7 @@ const COLOURS: [(&str, RGBColor); 5] = [
 /// From one point to the next on the horizontal axis.
 const STEP: i32 = 90;
 
-/// A panel per quantity: the points side by side, a line per method, with the standard deviation over repeats as a bar.
+/// A panel per quantity: the points side by side, a line per method, with the spread over repeats and documents as a bar.
 pub(super) fn draw(report: &Report, table: &Table) -> Result<String, CliError> {
     let (width, height) = (720, 400);
     let mut svg = String::new();
@@ -41,16 +41,16 @@ fn draw_panel(
     points: &[PointResult],
     quantity: Quantity,
 ) -> Result<(), CliError> {
-    // Mean and standard deviation of a method at every point that has it.
+    // Mean and spread of a method at every point that has it.
     let series = |method: &str| -> Vec<(i32, f64, f64)> {
         let row = |point: &PointResult| -> Option<(f64, f64)> {
             let row: &Row = point.rows.iter().find(|row| row.method == method)?;
             let estimate = &row.quantities.get(&quantity)?.estimate;
             let scale = scale(quantity);
-            Some((scale * estimate.mean, scale * estimate.standard_deviation.unwrap_or(0.0)))
+            Some((scale * estimate.mean, scale * estimate.spread()))
         };
         let found = points.iter().enumerate().map(|(i, point)| Some((STEP * i as i32, row(point)?)));
-        found.flatten().map(|(x, (mean, deviation))| (x, mean, deviation)).collect()
+        found.flatten().map(|(x, (mean, spread))| (x, mean, spread)).collect()
     };
     let (low, high) = (COLOURS.iter().flat_map(|(method, _)| series(method)))
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), (_, mean, deviation)| {
@@ -58,7 +58,8 @@ fn draw_panel(
         });
     let pad = (high - low).max(1.0) * 0.08;
     let end = STEP * points.len() as i32;
-    let x = (-STEP / 2..end - STEP / 2).with_key_points((0..end).step_by(STEP as usize).collect());
+    // On the right a quarter more, for the legend.
+    let x = (-STEP / 2..end + end / 4 - STEP / 2).with_key_points((0..end).step_by(STEP as usize).collect());
 
     let mut chart = ChartBuilder::on(area)
         .caption(description(quantity), ("sans-serif", 20))
@@ -68,7 +69,7 @@ fn draw_panel(
         .build_cartesian_2d(x, low - pad..high + pad)?;
     chart
         .configure_mesh()
-        .x_desc("zero weights / zero activations")
+        .x_desc("zero weights / zero activations (bars: one standard deviation)")
         .x_label_formatter(&|&x| points.get((x / STEP) as usize).map_or(String::new(), label))
         .light_line_style(TRANSPARENT)
         .draw()?;
@@ -91,7 +92,7 @@ fn draw_panel(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::UpperRight)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK)
         .draw()?;
