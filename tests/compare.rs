@@ -95,6 +95,11 @@ fn a_second_run_computes_nothing_and_says_the_same() {
     assert_eq!(read_json(&place.path("comparison/comparison.json")), second);
     assert!(!place.path("comparison/models").exists(), "pruned models were left");
 
+    // The cache may lie elsewhere.
+    let moved = ["--cache", "comparison/cache", "--output", "elsewhere"];
+    assert_eq!(steps(&place.compare(&[&TWO[..], &moved].concat())), (0, 0, 5));
+    assert!(place.path("elsewhere/comparison.svg").exists());
+
     // Another method needs only itself; wanda, calibrated on dense activations, is one model at every sparsity of these.
     let third = place.compare(&["--methods", "dense,wanda,magnitude"]);
     assert_eq!(steps(&third), (1, 2, 5));

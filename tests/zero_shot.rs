@@ -205,7 +205,8 @@ fn the_table_has_averages_where_all_their_tasks_are_there() {
 
 #[test]
 fn a_limit_takes_the_first_documents_and_is_reported() {
-    let flags = ["--data", "data", "--tasks", "boolq,piqa,piqa", "--limit", "1", "--json"];
+    let flags =
+        ["--data", "data", "--tasks", "boolq,piqa,piqa", "--limit", "1", "--num-fewshot", "0", "--json"];
     let outcome = zero_shot(&fixture("zero_shot"), &flags);
     let found: Value = serde_json::from_slice(&outcome.stdout).unwrap();
     assert_eq!(found["n-samples"]["piqa"], json!({"original": 47, "effective": 1}));

@@ -355,6 +355,9 @@ impl Plan {
     }
 }
 
+/// For every method of a point the places of its repeats among the plans.
+type Repeated = Vec<Vec<usize>>;
+
 /// What all steps of a comparison need.
 struct Workplace<'a, B> {
     backend: &'a B,
@@ -452,6 +455,11 @@ impl Comparison<'_> {
         Ok(())
     }
 
+    /// Without data magnitude takes no time.
+    fn calibration_of(&self, method: Method) -> Option<&Windows> {
+        self.calibration.filter(|_| !matches!(method, Method::Magnitude(_)))
+    }
+
     fn job<'a>(
         &'a self,
         checkpoint: &'a Checkpoint,
@@ -461,8 +469,7 @@ impl Comparison<'_> {
     ) -> PruneJob<'a> {
         PruneJob {
             checkpoint,
-            // Without data magnitude takes no time.
-            windows: self.calibration.filter(|_| !matches!(method, Method::Magnitude(_))),
+            windows: self.calibration_of(method),
             method,
             activation_sparsity,
             activation_dtype: None,
@@ -478,10 +485,10 @@ impl Comparison<'_> {
         &self,
         model_sha256: &str,
         environment: &Environment,
-    ) -> Result<(Vec<Plan>, Vec<Vec<Vec<usize>>>), CompareError> {
+    ) -> Result<(Vec<Plan>, Vec<Repeated>), CompareError> {
         let program = std::env::current_exe().map_err(TensorError::io(Path::new("the running program")))?;
         let program = content_of_files([program], |_| ())?;
-        let calibration = self.calibration.map(Windows::digest);
+        let digest_of_calibration = self.calibration.map(Windows::digest);
         let mut plans: Vec<Plan> = Vec::new();
         let mut plan = |point: &Point, method: Option<Method>, jitter: Option<Jitter>| {
             let sees = method.is_some_and(|method| method.sees_sparse_activations());
@@ -494,7 +501,7 @@ impl Comparison<'_> {
                 "pruned": method.map(|method| json!({
                     "method": method,
                     "activation_sparsity": activation_sparsity,
-                    "calibration": calibration,
+                    "calibration": self.calibration_of(method).and(digest_of_calibration.as_ref()),
                     "jitter": jitter,
                 })),
             });
@@ -555,9 +562,8 @@ impl Comparison<'_> {
     /// Rough cost of what is still to be computed, in tokens through the model.
     fn costs<B>(&self, work: &Workplace<B>, plan: &Plan) -> (u64, u64, Vec<u64>) {
         let tokens = |windows: Option<&Windows>| windows.map_or(0, |windows| windows.tokens.len() as u64);
-        // Two streams and the statistics; without data only the weights are read.
-        let data_free = matches!(plan.method, Some(Method::Magnitude(_)));
-        let pruning = if data_free { 1 } else { 3 * tokens(self.calibration) };
+        // Two streams and the statistics.
+        let pruning = 3 * tokens(plan.method.and_then(|method| self.calibration_of(method)));
         (
             pruning / UNIT + 1,
             tokens(self.evaluation) / UNIT + 1,
@@ -660,7 +666,7 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    fn result(&self, point: &Point, of_methods: &[Vec<usize>], plans: &[Plan]) -> PointResult {
+    fn result(&self, point: &Point, of_methods: &Repeated, plans: &[Plan]) -> PointResult {
         let p = point.activation_sparsity;
         let run = |&number: &usize| {
             let plan: &Plan = &plans[number];
@@ -879,5 +885,35 @@ impl Drop for Portion<'_> {
     fn drop(&mut self) {
         let (_, _, heard) = *self.state.get_mut().expect("no observer panics");
         (heard..self.units).for_each(|_| self.whole.advance());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    struct Count(AtomicU64);
+
+    impl Observer for Count {
+        fn advance(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_step_fills_its_portion_of_the_whole() {
+        for (units, total, advanced, heard) in
+            [(3, 7, 7, 3), (7, 3, 2, 4), (5, 5, 0, 0), (4, 0, 3, 4), (2, 3, 9, 2), (1, 1000, 999, 0)]
+        {
+            let count = Count(AtomicU64::new(0));
+            let portion = Portion::new(&count, units);
+            portion.begin(total);
+            (0..advanced).for_each(|_| portion.advance());
+            assert_eq!(count.0.load(Ordering::Relaxed), heard, "{advanced} of {total} for {units}");
+            drop(portion);
+            assert_eq!(count.0.load(Ordering::Relaxed), units, "a step that ended counts whole");
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod plot;
 mod table;
 
+use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use crate::files::write_atomically;
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::reference::Sparsity;
+use crate::tensors::TensorError;
 use table::Table;
 
 /// Arguments of `duogpt compare`.
@@ -240,6 +242,7 @@ pub(super) fn carry_out<T: Scalar>(
     })?;
     drop(bar);
     let text = serde_json::to_string_pretty(&report)? + "\n";
+    fs::create_dir_all(output).map_err(TensorError::io(output))?;
     let (plot, results) = (output.join("comparison.svg"), output.join("comparison.json"));
     write_atomically(&plot, plot::draw(&report, &table)?.as_bytes())?;
     write_atomically(&results, text.as_bytes())?;

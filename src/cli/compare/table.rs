@@ -33,7 +33,7 @@ impl Table {
         let columns = self.columns();
         let line = |number: usize, first: &str| {
             let cells = columns.iter().map(|column| pad(column.head[number], column.width));
-            format!("{first:<9}{}", cells.collect::<String>())
+            format!("{first:<9}{}", cells.collect::<String>()).trim_end().to_string()
         };
         [line(0, ""), line(1, ""), line(2, "method")].join("\n")
     }
@@ -84,7 +84,9 @@ impl Table {
             columns.push(column(title(quantity), value_width, move |_, row| value(row, quantity)));
             columns.push(column(["", "gap to", "dense"], 6, move |_, row| {
                 let gap = row.quantities[&quantity].gap_to_dense;
-                gap.map_or("-".into(), |gap| format!("{:+.2}", scale(quantity) * gap))
+                // Rounded first: -0.001 is shown as +0.00.
+                let shown = |gap: f64| (100.0 * scale(quantity) * gap).round() / 100.0 + 0.0;
+                gap.map_or("-".into(), |gap| format!("{:+.2}", shown(gap)))
             }));
         }
         columns.push(column(["", "seconds", "to prune"], 6, |_, row| {
@@ -94,10 +96,12 @@ impl Table {
     }
 }
 
+type Cell = dyn Fn(&PointResult, &Row) -> String;
+
 struct Column {
     head: [&'static str; 3],
     width: usize,
-    cell: Box<dyn Fn(&PointResult, &Row) -> String>,
+    cell: Box<Cell>,
 }
 
 fn column(
