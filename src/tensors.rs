@@ -287,7 +287,7 @@ impl TensorFile {
                 self.wrong_dtype(name, "F64, F32, F16, BF16, an integer of 8 to 64 bits, or BOOL")
             })?;
         let columns = info.shape.last().copied().unwrap_or(1);
-        let rows = if columns == 0 { 0 } else { values.len() / columns };
+        let rows = values.len().checked_div(columns).unwrap_or(0);
         let matrix = Array2::from_shape_vec((rows, columns), values).expect("rows of the last dimension");
         Ok((matrix, FloatType::of(info.dtype)))
     }

@@ -492,7 +492,11 @@ fn verify_reports_stages_and_fails_with_exit_code_1() {
     let outcome = duogpt(&["verify", "--fixtures", scratch.path().to_str().unwrap()]);
     let text = String::from_utf8_lossy(&outcome.stdout);
     assert_eq!(outcome.status.code(), Some(1), "{text}");
-    assert!(text.contains("FAIL  factor: L^T") && text.contains("first at row"), "{text}");
+    assert!(
+        text.contains("FAIL  factor: L^T")
+            && text.contains("first beyond the budget (in processing order) at row"),
+        "{text}"
+    );
 
     let empty = tempfile::tempdir().unwrap();
     let outcome = duogpt(&["verify", "--fixtures", empty.path().to_str().unwrap()]);
