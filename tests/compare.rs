@@ -287,6 +287,37 @@ fn gaps_are_to_the_dense_weights_and_standings_among_the_others() {
 }
 
 #[test]
+fn the_optimality_gap_of_every_layer_is_reported_where_it_is_asked_for() {
+    let place = Place::new();
+    let flags = ["--methods", "dense,magnitude,duogpt"];
+    let no_layers = json!([]);
+    for row in rows(&place.compare(&flags)) {
+        assert_eq!(row["optimality_gap"], no_layers);
+    }
+    let report = place.compare(&[&flags[..], &["--report-gap", "4"]].concat());
+    assert_eq!(rows(&report)[0]["optimality_gap"], no_layers, "dense weights are not pruned");
+    let mut means = Vec::new();
+    for row in &rows(&report)[1..] {
+        let linears = row["runs"][0]["pruning"]["linears"].as_array().unwrap();
+        let layers = row["optimality_gap"].as_array().unwrap();
+        assert_eq!(layers.len(), 3);
+        for (layer, of_layer) in layers.iter().zip(linears.chunks(7)) {
+            let gaps = of_layer.iter().map(|linear| linear["optimality"]["gap"].as_f64().unwrap());
+            let mean = gaps.sum::<f64>() / 7.0;
+            assert_eq!(layer["mean"], mean);
+            means.push(mean);
+        }
+    }
+    let (magnitude, duogpt) = means.split_at(3);
+    assert!(
+        duogpt.iter().zip(magnitude).all(|(d, m)| 1.0 <= *d && d < m),
+        "an update is better than none: {means:?}"
+    );
+    let plot = fs::read_to_string(place.path("comparison/comparison.svg")).unwrap();
+    assert!(plot.contains("optimality gap at 50 %"));
+}
+
+#[test]
 fn the_table_marks_what_the_noise_allows() {
     let place = Place::new();
     // Four windows of nano-llama: whatever comes out, marks and verdict must say what the JSON says.

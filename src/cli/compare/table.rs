@@ -63,7 +63,7 @@ impl Table {
     /// What the marks mean.
     pub(super) fn legend(&self) -> String {
         match self.repeats {
-            1 => "one repeat: which differences of perplexity are more than noise is not known; --repeats 4 measures it"
+            1 => "one repeat: which differences of perplexity are more than noise is not known; compare --repeats 4 measures it"
                 .into(),
             repeats => format!(
                 "mean ± standard deviation over {repeats} repeats with a relative jitter of {:e}; * better than all others by \
