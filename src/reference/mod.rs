@@ -441,4 +441,71 @@ mod tests {
         let gptaq = PruneConfig::gptaq();
         assert_eq!((gptaq.weight_sparsity, gptaq.threshold), (Sparsity::Unstructured(0.0), Threshold::Exact));
     }
+
+    #[test]
+    fn settings_that_make_no_sense_are_refused_by_name() {
+        let good = PruneConfig::default();
+        assert_eq!(good.check(100), Ok(()));
+        let changed = |change: &dyn Fn(&mut PruneConfig)| {
+            let mut config = good;
+            change(&mut config);
+            config.check(100).unwrap_err()
+        };
+        let negative = |what, value| ConfigError::Negative { what, value };
+        let not_positive = |what, value| ConfigError::NotPositive { what, value };
+        assert_eq!(changed(&|c| c.block_size = 0), not_positive("block size", 0.0));
+        assert_eq!(changed(&|c| c.damping = -1.0), negative("damping", -1.0));
+        assert_eq!(
+            changed(&|c| c.alpha.score = f64::INFINITY),
+            negative("alpha of the score", f64::INFINITY)
+        );
+        assert_eq!(changed(&|c| c.alpha.update = -0.5), negative("alpha of the update", -0.5));
+        assert_eq!(changed(&|c| c.hessian_scale = 0.0), not_positive("Hessian scale", 0.0));
+        let infinite = f64::INFINITY;
+        assert_eq!(changed(&|c| c.hessian_scale = infinite), not_positive("Hessian scale", infinite));
+        assert!(matches!(
+            changed(&|c| c.weight_sparsity = Sparsity::Unstructured(1.0)),
+            ConfigError::Fraction { .. }
+        ));
+        // M must divide the block size, and the columns.
+        let group = |width| ConfigError::Group { n: 2, m: 8, width };
+        assert_eq!(changed(&|c| c.weight_sparsity = Sparsity::NofM { n: 2, m: 8 }), group(100));
+        let of_a_block = |c: &mut PruneConfig| {
+            (c.weight_sparsity, c.block_size) = (Sparsity::NofM { n: 2, m: 8 }, 100);
+        };
+        assert_eq!(changed(&of_a_block), group(100));
+        let run = |c: &mut PruneConfig| c.column_order = ColumnOrder::Interleaved { run: 33 };
+        assert_eq!(changed(&run), ConfigError::Run { run: 33, block_size: 128 });
+        // Zero is a damping, and an alpha.
+        let zero = PruneConfig { damping: 0.0, alpha: Alpha::both(0.0), ..good };
+        assert_eq!(zero.check(100), Ok(()));
+    }
+
+    #[test]
+    fn methods_know_their_names_settings_and_data() {
+        let sparsity = Sparsity::NofM { n: 2, m: 4 };
+        let config = PruneConfig { weight_sparsity: sparsity, ..PruneConfig::default() };
+        let methods = [
+            (Method::DuoGpt(config), "duogpt", true),
+            (Method::SparseGpt(config), "sparsegpt", true),
+            (Method::Gptaq(config), "gptaq", true),
+            (Method::Wanda(sparsity), "wanda", false),
+            (Method::Magnitude(sparsity), "magnitude", false),
+        ];
+        let grids = GridConfig {
+            bits: 4,
+            symmetry: baseline::gptaq::Symmetry::Symmetric,
+            range: baseline::gptaq::GridRange::Full,
+            group_size: None,
+        };
+        for (method, name, second_order) in methods {
+            assert_eq!((method.name(), method.weight_sparsity()), (name, sparsity));
+            assert_eq!(method.sees_sparse_activations(), second_order);
+            assert_eq!((method.check(8), method.check(6).is_err()), (Ok(()), true));
+            assert_eq!(method.check_grids(Some(&grids)).is_ok(), second_order);
+            assert_eq!(method.check_grids(None).is_ok(), name != "gptaq");
+            let too_wide = GridConfig { bits: 17, ..grids };
+            assert!(method.check_grids(Some(&too_wide)).is_err());
+        }
+    }
 }
