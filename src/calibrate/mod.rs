@@ -18,8 +18,6 @@ pub mod windows;
 use std::path::Path;
 use std::time::Instant;
 
-use sha2::{Digest, Sha256};
-
 use crate::backend::{Backend, Gathered};
 use crate::linalg::Scalar;
 use crate::llama::model::{Forward, Group, Linear};
@@ -116,6 +114,14 @@ pub trait Observer: Sync {
     }
     /// One more unit is done.
     fn advance(&self) {}
+    /// What follows is another part of the work.
+    fn stage(&self, name: &str) {
+        let _ = name;
+    }
+    /// Something that does not stop the work, but should be known.
+    fn warning(&self, text: &str) {
+        let _ = text;
+    }
     /// A linear is pruned and measured.
     fn linear(&self, report: &LinearReport) {
         let _ = report;
@@ -137,6 +143,7 @@ impl PruneJob<'_> {
         observer: &dyn Observer,
     ) -> Result<PruneReport, CalibrateError> {
         let start = Instant::now();
+        OutputDirectory::check(self.output)?;
         self.check()?;
         let fingerprint = self.fingerprint::<T>();
         let (output, mut linears) = match self.resume {
@@ -279,18 +286,14 @@ impl PruneJob<'_> {
 
     /// What two runs must have in common for one to continue the other.
     fn fingerprint<T: Scalar>(&self) -> String {
-        let mut tokens = Sha256::new();
-        if let Some(windows) = self.windows {
-            tokens.update(windows.length().to_le_bytes());
-            windows.tokens.iter().for_each(|token| tokens.update(token.to_le_bytes()));
-        }
         let shards: Vec<String> = (self.checkpoint.shards().iter())
             .map(|shard| format!("{} {:?}", shard.path().display(), shard.identity()))
             .collect();
         serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "checkpoint": shards,
-            "tokens": tokens.finalize().to_vec(),
+            "jitter": self.checkpoint.jitter,
+            "tokens": self.windows.map(Windows::digest),
             "method": self.method,
             "grids": self.grids,
             "activation_sparsity": self.activation_sparsity,
@@ -303,8 +306,11 @@ impl PruneJob<'_> {
         .to_string()
     }
 
-    fn check(&self) -> Result<(), CalibrateError> {
-        OutputDirectory::check(self.output)?;
+    /// Checks that method, settings and data fit the model, before any work.
+    ///
+    /// # Errors
+    /// [`CalibrateError`] for the first that does not.
+    pub fn check(&self) -> Result<(), CalibrateError> {
         crate::reference::activation::check_fraction("activation sparsity", self.activation_sparsity)?;
         if self.windows.is_none() && !matches!(self.method, Method::Magnitude(_)) {
             return Err(CalibrateError::NoData { what: self.method.name() });

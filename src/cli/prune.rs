@@ -49,11 +49,8 @@ pub struct PruneArgs {
     /// is given).
     #[arg(long, value_name = "P", value_parser = fraction, allow_negative_numbers = true)]
     activation_sparsity: Option<f64>,
-    /// Settings to start from; the flags below override them (gptaq has its own).
-    #[arg(long, value_enum, default_value_t = Profile::Default)]
-    profile: Profile,
     #[command(flatten)]
-    overrides: Overrides,
+    settings: Settings,
     #[command(flatten)]
     quantisation: Quantisation,
     /// Arithmetic of calibration and pruning.
@@ -80,7 +77,7 @@ pub struct PruneArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum MethodName {
+pub(super) enum MethodName {
     Duogpt,
     Sparsegpt,
     /// Quantises and prunes nothing; needs --bits. With --alpha 0 it is GPTQ.
@@ -127,6 +124,16 @@ impl Quantisation {
             group_size: self.group_size,
         })
     }
+}
+
+/// The settings of the second-order methods.
+#[derive(Args)]
+pub(super) struct Settings {
+    /// Settings to start from; the flags below override them (gptaq has its own).
+    #[arg(long, value_enum, default_value_t = Profile::Default)]
+    profile: Profile,
+    #[command(flatten)]
+    overrides: Overrides,
 }
 
 #[derive(Args)]
@@ -194,44 +201,68 @@ enum DeadChannelsName {
 
 impl PruneArgs {
     fn method(&self) -> Result<Method, CliError> {
-        let sparsity = self.weight_sparsity.unwrap_or(Sparsity::Unstructured(0.5));
-        let mut config = match (self.method, self.profile) {
-            (MethodName::Gptaq, _) => self.gptaq()?,
-            (_, Profile::Paper) => PruneConfig::paper(sparsity),
-            (_, Profile::Upstream) => PruneConfig::upstream(sparsity),
-            (_, Profile::Default) => PruneConfig { weight_sparsity: sparsity, ..PruneConfig::default() },
-        };
-        if self.method == MethodName::Sparsegpt {
-            config.hessian_scale = PruneConfig::sparsegpt(sparsity).hessian_scale;
+        if self.method == MethodName::Gptaq {
+            self.check_gptaq()?;
         }
-        self.overrides.apply(&mut config);
-        Ok(match self.method {
-            MethodName::Duogpt => Method::DuoGpt(config),
-            MethodName::Sparsegpt => Method::SparseGpt(config),
-            MethodName::Wanda => Method::Wanda(sparsity),
-            MethodName::Magnitude => Method::Magnitude(sparsity),
-            MethodName::Gptaq => Method::Gptaq(config),
-        })
+        let sparsity = self.weight_sparsity.unwrap_or(Sparsity::Unstructured(0.5));
+        Ok(self.settings.method(self.method, sparsity))
     }
 
-    fn gptaq(&self) -> Result<PruneConfig, CliError> {
+    fn check_gptaq(&self) -> Result<(), CliError> {
         if self.weight_sparsity.is_some_and(|sparsity| sparsity.fraction() > 0.0) {
             return Err("--method gptaq prunes no weights: leave --weight-sparsity out, or prune and quantise at once \
                  with --method duogpt --bits B"
                 .into());
         }
-        if self.profile != Profile::Default {
+        if self.settings.profile != Profile::Default {
             return Err(
                 "--profile is for duogpt and sparsegpt: gptaq starts from its own published settings; leave \
                  it out"
                     .into(),
             );
         }
-        Ok(PruneConfig::gptaq())
+        Ok(())
     }
 
     fn activation_sparsity(&self) -> f64 {
         self.activation_sparsity.unwrap_or(if self.method == MethodName::Gptaq { 0.0 } else { 0.5 })
+    }
+}
+
+/// Says so where the settings spoil an N:M pattern.
+pub(super) fn warn_of_order(method: Method) {
+    if let Method::DuoGpt(config) | Method::SparseGpt(config) = method
+        && matches!(config.weight_sparsity, Sparsity::NofM { .. })
+        && config.column_order != ColumnOrder::Natural
+    {
+        eprintln!(
+            "warning: {} groups lie in processing order; with an order other than natural the result has no pattern \
+             that hardware could use",
+            config.weight_sparsity
+        );
+    }
+}
+
+impl Settings {
+    /// A method with these settings.
+    pub(super) fn method(&self, name: MethodName, weight_sparsity: Sparsity) -> Method {
+        let mut config = match (name, self.profile) {
+            (MethodName::Gptaq, _) => PruneConfig::gptaq(),
+            (_, Profile::Paper) => PruneConfig::paper(weight_sparsity),
+            (_, Profile::Upstream) => PruneConfig::upstream(weight_sparsity),
+            (_, Profile::Default) => PruneConfig { weight_sparsity, ..PruneConfig::default() },
+        };
+        if name == MethodName::Sparsegpt {
+            config.hessian_scale = PruneConfig::sparsegpt(weight_sparsity).hessian_scale;
+        }
+        self.overrides.apply(&mut config);
+        match name {
+            MethodName::Duogpt => Method::DuoGpt(config),
+            MethodName::Sparsegpt => Method::SparseGpt(config),
+            MethodName::Wanda => Method::Wanda(weight_sparsity),
+            MethodName::Magnitude => Method::Magnitude(weight_sparsity),
+            MethodName::Gptaq => Method::Gptaq(config),
+        }
     }
 }
 
@@ -292,16 +323,7 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
              not neighbours in the stored matrix"
         );
     }
-    if let Method::DuoGpt(config) | Method::SparseGpt(config) = method
-        && matches!(config.weight_sparsity, Sparsity::NofM { .. })
-        && config.column_order != ColumnOrder::Natural
-    {
-        eprintln!(
-            "warning: {} groups lie in processing order; with an order other than natural the result has no pattern \
-             that hardware could use",
-            config.weight_sparsity
-        );
-    }
+    warn_of_order(method);
     let report = with_precision!(args.precision, prune(args, &checkpoint, windows.as_ref(), method))?;
     if args.json {
         print!("{}", report.to_json());

@@ -110,7 +110,8 @@ fn table(outcomes: &[Outcome], pruning: &ActivationPruning) -> String {
         "task", "documents", "acc", "stderr", "acc_norm", "stderr"
     );
     for outcome in outcomes {
-        let ((acc, error), (norm, norm_error)) = (cells(Some(outcome.acc)), cells(outcome.acc_norm));
+        let ((acc, error), (norm, norm_error)) =
+            (cells(Some(outcome.accuracy.acc)), cells(outcome.accuracy.acc_norm));
         table += &format!(
             "{:<16}{:>10}{acc:>8}{error:>10}{norm:>10}{norm_error:>10}\n",
             outcome.task.name(),
@@ -118,7 +119,8 @@ fn table(outcomes: &[Outcome], pruning: &ActivationPruning) -> String {
         );
     }
     let averages = [("five", &Task::FIVE[..]), ("seven", &Task::ALL)];
-    let averages = averages.map(|(count, tasks)| average(outcomes, tasks).map(|mean| (count, mean)));
+    let of = |task| outcomes.iter().find(|outcome| outcome.task == task).map(|outcome| outcome.accuracy);
+    let averages = averages.map(|(count, tasks)| average(of, tasks).map(|metric| (count, metric.mean)));
     for (count, mean) in averages.into_iter().flatten() {
         table += &format!(
             "\naverage of {count} tasks {:>6} (acc_norm where a task has it, otherwise acc)",

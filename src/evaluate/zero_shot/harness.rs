@@ -80,8 +80,8 @@ fn results(outcome: &Outcome) -> Value {
         let error = metric.standard_error.map_or("N/A".into(), Value::from);
         entry.insert(format!("{name}_stderr,none"), error);
     };
-    put("acc", outcome.acc);
-    if let Some(metric) = outcome.acc_norm {
+    put("acc", outcome.accuracy.acc);
+    if let Some(metric) = outcome.accuracy.acc_norm {
         put("acc_norm", metric);
     }
     entry.into()
