@@ -448,7 +448,6 @@ fn tasks_are_measured_as_eval_zero_shot_measures_them() {
     }
     let average = rows(&five)[0]["quantities"]["five_tasks"]["mean"].as_f64().unwrap();
     assert!((average - sum / 5.0).abs() < 1e-15);
-    // Three documents tell nothing apart.
     assert_eq!(rows(&five)[0]["quantities"]["five_tasks"]["gap_to_dense"], 0.0);
 }
 
