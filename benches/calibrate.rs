@@ -26,9 +26,11 @@ fn end_to_end(c: &mut Criterion) {
                 method: Method::DuoGpt(PruneConfig::default()),
                 activation_sparsity: 0.5,
                 activation_dtype: None,
+                grids: None,
                 dtype: None,
                 output: &directory.path().join("pruned"),
                 damping_retry: true,
+                report_gap: None,
                 resume: false,
             };
             job.run::<f32, _>(&Cpu, &Silent).unwrap()

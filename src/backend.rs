@@ -1,8 +1,9 @@
 //! What the CPU and the GPU both can do, so that one driver, and one test body, runs on either.
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::linalg::Scalar;
+use crate::reference::baseline::gptaq::{self, GridConfig, Quantised};
 use crate::reference::baseline::{magnitude::magnitude, wanda::wanda};
 use crate::reference::{
     ChannelNorms, FactorError, Method, Prepared, PruneConfig, PruneError, Pruned, Replay, Sparsity,
@@ -51,6 +52,20 @@ pub trait Backend<T: Scalar>: Sync {
         config: &PruneConfig,
         replay: Replay,
     ) -> Result<Pruned<T>, PruneError>;
+
+    /// The same, the kept weights rounded to `grids` in the loop.
+    ///
+    /// # Errors
+    /// As [`gptaq::quantise`]; by default, that the backend cannot.
+    fn quantise(
+        &self,
+        _prepared: &Self::Prepared,
+        _weight: ArrayView2<T>,
+        _config: &PruneConfig,
+        _grids: &GridConfig,
+    ) -> Result<Quantised<T>, PruneError> {
+        Err(PruneError::Unsupported { what: "quantise" })
+    }
 }
 
 /// The reference itself.
@@ -95,6 +110,16 @@ impl<T: Scalar> Backend<T> for Cpu {
     ) -> Result<Pruned<T>, PruneError> {
         prepared.prune(weight, config, replay)
     }
+
+    fn quantise(
+        &self,
+        prepared: &Prepared<T>,
+        weight: ArrayView2<T>,
+        config: &PruneConfig,
+        grids: &GridConfig,
+    ) -> Result<Quantised<T>, PruneError> {
+        gptaq::quantise(prepared, weight, config, grids, Replay::default(), None)
+    }
 }
 
 /// What a [`Method`] gathers about the input of a group of linears.
@@ -103,7 +128,7 @@ pub enum Gathered<T: Scalar, B: Backend<T>> {
     Nothing(Sparsity),
     /// Wanda: channel norms.
     Norms(Sparsity, ChannelNorms<T>),
-    /// SparseGPT: H. DuoGPT: H and the drift.
+    /// SparseGPT: H. DuoGPT and GPTAQ: H and the drift.
     Hessian(PruneConfig, B::Statistics),
 }
 
@@ -113,7 +138,7 @@ pub enum Ready<T: Scalar, B: Backend<T>> {
     Magnitude(Sparsity),
     /// Wanda.
     Wanda(Sparsity, ChannelNorms<T>),
-    /// SparseGPT and DuoGPT.
+    /// SparseGPT, DuoGPT and GPTAQ.
     SecondOrder(PruneConfig, B::Prepared),
 }
 
@@ -124,7 +149,9 @@ impl<T: Scalar, B: Backend<T>> Gathered<T, B> {
             Method::Magnitude(sparsity) => Gathered::Nothing(sparsity),
             Method::Wanda(sparsity) => Gathered::Norms(sparsity, ChannelNorms::new(k)),
             Method::SparseGpt(config) => Gathered::Hessian(config, backend.statistics(k, false)),
-            Method::DuoGpt(config) => Gathered::Hessian(config, backend.statistics(k, true)),
+            Method::DuoGpt(config) | Method::Gptaq(config) => {
+                Gathered::Hessian(config, backend.statistics(k, true))
+            }
         }
     }
 
@@ -178,17 +205,37 @@ pub struct DampingRetry {
 }
 
 impl<T: Scalar, B: Backend<T>> Ready<T, B> {
-    /// Prunes one linear (n x k) of the group.
+    /// Prunes one linear (n x k) of the group and, by a method with a column loop, rounds what is kept to `grids`; then
+    /// the second result holds the distance of neighbouring points at each weight (n x k).
     ///
     /// # Errors
-    /// As [`prune::prune`].
-    pub fn prune(&self, backend: &B, weight: ArrayView2<T>) -> Result<Pruned<T>, PruneError> {
-        match self {
-            Ready::Magnitude(sparsity) => magnitude(weight, *sparsity),
-            Ready::Wanda(sparsity, norms) => wanda(weight, norms, *sparsity),
-            Ready::SecondOrder(config, prepared) => {
+    /// As [`prune::prune`] and [`gptaq::quantise`].
+    pub fn prune(
+        &self,
+        backend: &B,
+        weight: ArrayView2<T>,
+        grids: Option<&GridConfig>,
+    ) -> Result<(Pruned<T>, Option<Array2<T>>), PruneError> {
+        let plain = match (self, grids) {
+            (Ready::SecondOrder(config, prepared), Some(grids)) => {
+                let quantised = backend.quantise(prepared, weight, config, grids)?;
+                let steps = quantised.steps();
+                return Ok((quantised.pruned, Some(steps)));
+            }
+            (Ready::Magnitude(sparsity), _) => magnitude(weight, *sparsity),
+            (Ready::Wanda(sparsity, norms), _) => wanda(weight, norms, *sparsity),
+            (Ready::SecondOrder(config, prepared), None) => {
                 backend.prune(prepared, weight, config, Replay::default())
             }
+        };
+        Ok((plain?, None))
+    }
+
+    /// The damping of Algorithm 1 that was used in the end; the default one for the methods without it.
+    pub fn damping(&self) -> f64 {
+        match self {
+            Ready::SecondOrder(config, _) => config.damping,
+            Ready::Magnitude(_) | Ready::Wanda(..) => PruneConfig::default().damping,
         }
     }
 }

@@ -10,8 +10,8 @@
 //! | [`backend`] | what a device must offer to run it |
 //! | [`cuda`] | the same steps on a GPU: the host side of `kernels/` |
 //! | [`llama`] | LLaMA checkpoints and their forward pass, cut into groups of linears with one input |
-//! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint |
-//! | [`evaluate`] | perplexity |
+//! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint; optimality gaps; activation thresholds |
+//! | [`evaluate`] | perplexity, zero-shot accuracy, and which of several methods is better |
 //! | [`verify`] | golden files of the original code, and measures of error |
 //! | [`tensors`] | safetensors files |
 //! | [`linalg`] | the dense operations, over BLAS and LAPACK |

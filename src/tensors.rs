@@ -12,6 +12,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use ndarray::{Array, Array1, Array2, ArrayView2, Dimension, IntoDimension, Ix1, Ix2, Ix3};
 use safetensors::SafeTensors;
 pub use safetensors::tensor::Dtype;
+use sha2::{Digest, Sha256};
 
 use crate::linalg::Scalar;
 
@@ -171,6 +172,11 @@ impl TensorFile {
         (self.map.len(), changed.ok())
     }
 
+    /// SHA-256 of the whole file, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        format!("{:x}", Sha256::digest(&self.map))
+    }
+
     /// Names, in lexical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -268,6 +274,24 @@ impl TensorFile {
         Ok(values.into_shape_with_order((1, length)).expect("a fresh array is contiguous"))
     }
 
+    /// A tensor of any shape as a matrix with its last dimension as columns, NaN and infinities included; and its
+    /// type, `None` for integers and booleans. Integers beyond 2^53 are rounded.
+    ///
+    /// # Errors
+    /// Missing, or of an element type that is not read here.
+    pub fn values(&self, name: &str) -> Result<(Array2<f64>, Option<FloatType>), TensorError> {
+        let info = self.info(name)?;
+        let bytes = self.bytes(name)?;
+        let values =
+            decode(bytes, info.dtype).or_else(|| decode_integers(bytes, info.dtype)).ok_or_else(|| {
+                self.wrong_dtype(name, "F64, F32, F16, BF16, an integer of 8 to 64 bits, or BOOL")
+            })?;
+        let columns = info.shape.last().copied().unwrap_or(1);
+        let rows = values.len().checked_div(columns).unwrap_or(0);
+        let matrix = Array2::from_shape_vec((rows, columns), values).expect("rows of the last dimension");
+        Ok((matrix, FloatType::of(info.dtype)))
+    }
+
     /// An I64 matrix or vector, by dimension.
     ///
     /// # Errors
@@ -298,6 +322,26 @@ impl TensorFile {
         // A refusal only keeps the pages.
         let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
     }
+}
+
+/// Little-endian integers and booleans as f64; `None` for another type.
+fn decode_integers(bytes: &[u8], dtype: Dtype) -> Option<Vec<f64>> {
+    macro_rules! each {
+        ($type:ty) => {
+            bytes.as_chunks().0.iter().map(|b| <$type>::from_le_bytes(*b) as f64).collect()
+        };
+    }
+    Some(match dtype {
+        Dtype::BOOL | Dtype::U8 => each!(u8),
+        Dtype::I8 => each!(i8),
+        Dtype::I16 => each!(i16),
+        Dtype::U16 => each!(u16),
+        Dtype::I32 => each!(i32),
+        Dtype::U32 => each!(u32),
+        Dtype::I64 => each!(i64),
+        Dtype::U64 => each!(u64),
+        _ => return None,
+    })
 }
 
 /// Little-endian floats of any of the four types, rounded to `T`; `None` for another type.
@@ -366,6 +410,16 @@ impl FloatType {
             FloatType::F64 => 8,
             FloatType::F32 => 4,
             FloatType::Bf16 | FloatType::F16 => 2,
+        }
+    }
+
+    /// Half the distance from 1 to the next number.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            FloatType::F64 => f64::EPSILON / 2.0,
+            FloatType::F32 => f64::from(f32::EPSILON) / 2.0,
+            FloatType::Bf16 => f64::from(bf16::EPSILON) / 2.0,
+            FloatType::F16 => f64::from(f16::EPSILON) / 2.0,
         }
     }
 

@@ -230,6 +230,30 @@ fn settings_out_of_range() {
 }
 
 #[test]
+fn quantisation_that_makes_no_sense() {
+    let scratch = Scratch::new();
+    let tokens = scratch.calibration();
+    let refuses = |flags: &[&str], expected: &[&str]| {
+        scratch.refuses(&[&["--tokens", tokens.as_str()], flags].concat(), expected);
+    };
+    refuses(&["--method", "gptaq"], &["gptaq", "--bits"]);
+    refuses(&["--method", "wanda", "--bits", "4"], &["wanda has no column loop"]);
+    refuses(&["--method", "magnitude", "--bits", "4"], &["magnitude has no column loop"]);
+    let gptaq = ["--method", "gptaq", "--bits", "4"];
+    refuses(&[&gptaq[..], &["--weight-sparsity", "0.3"]].concat(), &["--weight-sparsity", "--method duogpt"]);
+    refuses(&[&gptaq[..], &["--profile", "paper"]].concat(), &["--profile"]);
+    refuses(&["--bits", "1"], &["1 bits", "2 to 16"]);
+    refuses(&["--bits", "17"], &["17 bits", "2 to 16"]);
+    refuses(&["--bits", "4", "--group-size", "48"], &["grids of 48", "block size 128"]);
+    refuses(&["--bits", "4", "--group-size", "0"], &["group size", "positive"]);
+    for flag in [&["--mse"][..], &["--asymmetric"], &["--group-size", "32"]] {
+        refuses(flag, &["--bits"]);
+    }
+    refuses(&["--report-gap", "0"], &["--report-gap"]);
+    Scratch::new().refuses(&["--method", "magnitude", "--report-gap"], &["gap needs calibration data"]);
+}
+
+#[test]
 fn texts_and_tokens_that_do_not_do() {
     let scratch = Scratch::new();
     fs::copy(fixture("tiny-llama/tokenizer.json"), scratch.path("model/tokenizer.json")).unwrap();
@@ -468,7 +492,11 @@ fn verify_reports_stages_and_fails_with_exit_code_1() {
     let outcome = duogpt(&["verify", "--fixtures", scratch.path().to_str().unwrap()]);
     let text = String::from_utf8_lossy(&outcome.stdout);
     assert_eq!(outcome.status.code(), Some(1), "{text}");
-    assert!(text.contains("FAIL  factor: L^T") && text.contains("first at row"), "{text}");
+    assert!(
+        text.contains("FAIL  factor: L^T")
+            && text.contains("first beyond the budget (in processing order) at row"),
+        "{text}"
+    );
 
     let empty = tempfile::tempdir().unwrap();
     let outcome = duogpt(&["verify", "--fixtures", empty.path().to_str().unwrap()]);
@@ -495,4 +523,36 @@ fn the_demo_without_its_model_says_where_it_looked() {
     let message = String::from_utf8_lossy(&outcome.stderr);
     assert_eq!(outcome.status.code(), Some(2));
     assert!(message.contains(fixtures) && message.contains("--fixtures DIR"), "{message}");
+}
+
+#[test]
+fn cuda_is_refused_with_advice_where_it_cannot_be_used() {
+    let scratch = Scratch::new();
+    let calibration = scratch.calibration();
+    let flags = |more: &[&'static str]| {
+        let mut flags = vec!["--tokens", calibration.as_str(), "--backend", "cuda"];
+        flags.extend(more);
+        flags.into_iter().map(String::from).collect::<Vec<_>>()
+    };
+    for (more, expected) in [(["--precision", "f64"], "f32"), (["--bits", "4"], "--bits")] {
+        let flags = flags(&more);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        scratch.refuses(&flags, &[expected, "--backend cpu"]);
+    }
+    // No device, whatever the machine has.
+    let (model, output) = (scratch.text("model"), scratch.text("pruned"));
+    let run = |backend: &str| {
+        let arguments =
+            ["prune", "--model", &model, "--output", &output, "--tokens", &calibration, "--backend"];
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_duogpt"));
+        command.args(arguments).arg(backend).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    let refused = run("cuda");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("CUDA cannot be used: "));
+    assert!(!Path::new(&output).exists());
+    let done = run("auto");
+    assert!(done.status.success());
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(stderr.lines().filter(|line| line.ends_with("using the CPU")).count(), 1, "{stderr}");
 }

@@ -11,7 +11,7 @@ use duogpt::reference::activation::prune_activations;
 use duogpt::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry, gptaq};
 use duogpt::reference::baseline::{magnitude::magnitude, sparsegpt::sparsegpt, wanda::wanda};
 use duogpt::reference::exact::{
-    ExactRow, Objective, correction_by_elimination, damped_inputs, greedy_row, optimal_weights,
+    ExactRow, Objective, Residual, correction_by_elimination, damped_inputs, greedy_row, optimal_weights,
     optimality_gap, residual_norms,
 };
 use duogpt::reference::factor::factor;
@@ -118,6 +118,11 @@ impl Layer {
         let mut dxdxt = Array2::zeros((self.sparse.ncols(), self.sparse.ncols()));
         gram(1.0, self.dx().t(), 0.0, &mut dxdxt);
         dxdxt
+    }
+
+    fn residual(&self) -> Residual<f64> {
+        let norms = residual_norms(self.weight.view(), self.dx_gram().view()).unwrap();
+        Residual::of(self.weight.view(), &self.statistics(), norms).unwrap()
     }
 
     fn inverse(&self) -> Array2<f64> {
@@ -232,12 +237,12 @@ proptest! {
         let layer = problem.layer();
         let count = (problem.k as f64 * share) as usize + 1;
         let statistics = layer.statistics();
-        let residual = residual_norms(layer.weight.view(), layer.dx_gram().view()).unwrap();
+        let residual = layer.residual();
         // Damping only lowers the condition of H, and ||H|| becomes at most 1.2.
-        let objective = Objective::new(&statistics, damping).unwrap();
+        let objective = Objective::new(statistics.hessian.clone(), damping).unwrap();
         let (dense, sparse) = damped_inputs(layer.dense.view(), layer.sparse.view(), damping);
         let whole = Array2::from_elem((problem.n, problem.k), false);
-        let start = objective.optimal_weights(layer.weight.view(), whole.view()).unwrap();
+        let start = objective.optimal_weights(layer.weight.view(), whole.view(), &residual).unwrap();
         let mut mask = whole;
         let mut weight = layer.weight.clone();
         let mut loss = Array1::zeros(problem.n);
@@ -258,8 +263,8 @@ proptest! {
             weight.row_mut(i).assign(&greedy.weight);
             loss[i] = greedy.loss[count - 1];
         }
-        let best = objective.optimal_weights(layer.weight.view(), mask.view()).unwrap();
-        let error = objective.error(layer.weight.view(), weight.view(), residual.view()).unwrap();
+        let best = objective.optimal_weights(layer.weight.view(), mask.view(), &residual).unwrap();
+        let error = objective.error(layer.weight.view(), weight.view(), &residual).unwrap();
         for i in 0..problem.n {
             // Each of `count` eliminations may add as much as the factor itself. H^-1 is at most condition^2.
             let (r, ..) = layer.terms(i, 0);
@@ -307,10 +312,10 @@ proptest! {
         let statistics = layer.statistics();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let changed = layer.weight.mapv(|w| w + rng.random_range(-1.0..1.0));
-        let residual = residual_norms(layer.weight.view(), layer.dx_gram().view()).unwrap();
-        let error = Objective::new(&statistics, damping)
+        let residual = layer.residual();
+        let error = Objective::new(statistics.hessian.clone(), damping)
             .unwrap()
-            .error(layer.weight.view(), changed.view(), residual.view())
+            .error(layer.weight.view(), changed.view(), &residual)
             .unwrap();
         let (dense, sparse) = damped_inputs(layer.dense.view(), layer.sparse.view(), damping);
         let off = sparse.dot(&changed.t()) - dense.dot(&layer.weight.t());
@@ -331,8 +336,8 @@ proptest! {
     fn no_method_beats_the_optimum_for_its_mask(problem in problems(), damping in 1e-3f64..0.3, half in 0.2f64..0.8) {
         let layer = Layer { sparse: pruned(&problem.layer().dense, 0.4), ..problem.layer() };
         let statistics = layer.statistics();
-        let residual = residual_norms(layer.weight.view(), layer.dx_gram().view()).unwrap();
-        let objective = Objective::new(&statistics, damping).unwrap();
+        let residual = layer.residual();
+        let objective = Objective::new(statistics.hessian.clone(), damping).unwrap();
         let mut norms = ChannelNorms::new(problem.k);
         norms.update(layer.sparse.view());
         let sparsity = Sparsity::Unstructured(half);
@@ -354,10 +359,10 @@ proptest! {
             ("duogpt, quantised", gptaq(weight, &statistics, &config, &grids).unwrap().pruned),
         ];
         for (method, found) in methods {
-            let best = objective.optimal_weights(weight, found.mask.view()).unwrap();
+            let best = objective.optimal_weights(weight, found.mask.view(), &residual).unwrap();
             prop_assert!(best.iter().zip(&found.mask).all(|(w, &pruned)| !pruned || w.to_bits() == 0));
-            let error = objective.error(weight, found.weight.view(), residual.view()).unwrap();
-            let least = objective.error(weight, best.view(), residual.view()).unwrap();
+            let error = objective.error(weight, found.weight.view(), &residual).unwrap();
+            let least = objective.error(weight, best.view(), &residual).unwrap();
             for i in 0..problem.n {
                 // E at the optimum is off by the square of its error, so that rounding E itself is what counts.
                 let tolerance = 2.0 * (problem.m + 4 * problem.k + 10) as f64 * U * scale(&layer, i, &found.weight);
@@ -417,10 +422,10 @@ fn the_optimum_done_by_hand_and_its_gap() {
     // rounding.
     let damped = optimal_weights(layer.weight.view(), &statistics, keep_second.view(), 1.2).unwrap();
     assert_eq!(damped, array![[0.0, -0.875]]);
-    let objective = Objective::new(&statistics, 0.0).unwrap();
-    let error = |weight: &Array2<f64>| {
-        objective.error(layer.weight.view(), weight.view(), array![0.25].view()).unwrap()[0]
-    };
+    let objective = Objective::new(statistics.hessian.clone(), 0.0).unwrap();
+    let residual = Residual::of(layer.weight.view(), &statistics, array![0.25]).unwrap();
+    let error =
+        |weight: &Array2<f64>| objective.error(layer.weight.view(), weight.view(), &residual).unwrap()[0];
     assert_eq!((error(&best), error(&array![[0.0, -1.0]])), (36.0, 36.25));
     assert_eq!(optimality_gap(36.25, 36.0), 36.25 / 36.0);
     assert_eq!(optimality_gap(0.0, 0.0), 1.0);
@@ -439,6 +444,44 @@ fn kept_weights_of_dead_channels_stay() {
         assert_eq!((best[(0, 1)], best[(1, 1)]), (5.0, 0.0));
         assert_eq!(best[(0, 2)], 0.0);
     }
+}
+
+#[test]
+fn a_residual_gathered_by_rows_is_that_of_the_statistics() {
+    let wave = |i: usize, j: usize| ((i * 13 + j * 29) as f64 * 0.7).sin();
+    let (n, k, tokens) = (3, 5, 8);
+    let weight = Array2::from_shape_fn((n, k), |(i, j)| wave(i + 50, j));
+    let (mut statistics, mut found) = (Statistics::new(k, true), Residual::new(n, k));
+    let mut dxdxt: Array2<f64> = Array2::zeros((k, k));
+    for sequence in 0..3 {
+        let dense = Array2::from_shape_fn((tokens, k), |(i, j)| wave(i + tokens * sequence, j));
+        let sparse = pruned(&dense, 0.4);
+        let dx = &dense - &sparse;
+        statistics.update(dense.view(), sparse.view());
+        found.update(weight.view(), dx.view(), sparse.view());
+        dxdxt += &(dx.t().dot(&dx) / 3.0);
+    }
+    let norms = residual_norms(weight.view(), dxdxt.view()).unwrap();
+    let expected = Residual::of(weight.view(), &statistics, norms).unwrap();
+    assert_eq!((found.sequences, expected.sequences), (3, 3));
+    // Sums of at most 3 * 8 * 5 * 5 products of numbers below 1, on both sides.
+    let tolerance = 2.0 * 600.0 * 600.0 * U;
+    assert!((&found.products - &expected.products).iter().all(|d| d.abs() <= tolerance));
+    assert!((&found.norms - &expected.norms).iter().all(|d| d.abs() <= tolerance));
+    assert!(expected.norms.iter().all(|&norm| norm > 0.1));
+}
+
+#[test]
+fn weights_of_dead_channels_cost_nothing() {
+    let x = array![[1.0, 0.0, 2.0], [2.0, 0.0, 1.0]];
+    let mut statistics = Statistics::new(3, true);
+    statistics.update(x.view(), x.view());
+    let weight = array![[1.0, 5.0, 3.0]];
+    let residual = Residual::of(weight.view(), &statistics, array![0.0]).unwrap();
+    let objective = Objective::new(statistics.hessian, 0.1).unwrap();
+    let error = |changed: Array2<f64>| objective.error(weight.view(), changed.view(), &residual).unwrap()[0];
+    assert_eq!(error(array![[1.0, 0.0, 3.0]]), 0.0);
+    assert!(error(array![[0.0, 5.0, 3.0]]) > 1.0);
 }
 
 #[test]

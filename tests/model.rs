@@ -22,7 +22,7 @@ fn largest_difference<T: Scalar>(model: &str, tensor: &str, sparsity: f64) -> f6
     let path = directory.join("golden-logits.safetensors");
     let windows = Windows::from_tokens(&path, &checkpoint.config, None, None).unwrap();
     let golden = TensorFile::open(&path).unwrap().cube::<f64>(tensor).unwrap();
-    let activations = Activations { round_to: None, sparsity };
+    let activations = Activations { sparsity, ..Activations::default() };
     let found = logits::<T, _>(&checkpoint, &windows, activations, &Cpu).unwrap();
     assert_eq!(golden.len_of(Axis(0)), found.len());
     let differences = golden.outer_iter().zip(&found).map(|(golden, found)| {

@@ -57,8 +57,9 @@ fn content(directory: &Path) -> Vec<(String, Vec<u8>)> {
 fn killed_at_random_moments_and_resumed() {
     let directory = tempfile::tempdir().unwrap();
     let whole = directory.path().join("whole");
+    let flags = ["--bits", "4", "--report-gap", "8"]; // what they add to the report must survive too
     let start = Instant::now();
-    assert!(run(&whole, &[]).status.success());
+    assert!(run(&whole, &flags).status.success());
     let duration = start.elapsed();
     let expected = content(&whole);
 
@@ -68,7 +69,7 @@ fn killed_at_random_moments_and_resumed() {
     for round in 0..20 {
         let output = directory.path().join(format!("round{round}"));
         let mut child = Command::new(env!("CARGO_BIN_EXE_duogpt"))
-            .args(arguments(&output, &[]))
+            .args(arguments(&output, &flags))
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -79,7 +80,7 @@ fn killed_at_random_moments_and_resumed() {
             continue; // it was faster
         }
         interrupted += 1;
-        let outcome = run(&output, &["--resume"]);
+        let outcome = run(&output, &[&flags[..], &["--resume"]].concat());
         assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
         assert!(content(&output) == expected, "round {round}, seed {seed}: the result differs");
         assert!(!directory.path().join(format!("round{round}.partial")).exists());
@@ -115,6 +116,8 @@ fn an_interrupted_run_is_not_overwritten_and_not_continued_by_another() {
     };
     refused(&["--precision", "f64"], "--resume");
     refused(&["--precision", "f64", "--resume", "--damping", "0.5"], "other settings");
+    refused(&["--precision", "f64", "--resume", "--bits", "4"], "other settings");
+    refused(&["--precision", "f64", "--resume", "--report-gap"], "other settings");
     refused(&["--resume"], "other settings");
     assert!(run(&output, &["--resume", "--precision", "f64"]).status.success());
 }

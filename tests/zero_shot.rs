@@ -72,7 +72,7 @@ fn every_context_continuation_token_and_truncation_is_the_harness_s() {
 
 fn outcomes<T: Scalar>(tasks: &[TaskData], sparsity: f64) -> Vec<Outcome> {
     let (checkpoint, tokenizer) = model();
-    let activations = Activations { round_to: None, sparsity };
+    let activations = Activations { sparsity, ..Activations::default() };
     evaluate::<T, _>(&checkpoint, &tokenizer, tasks, activations, &Cpu, &Silent).unwrap()
 }
 
@@ -104,8 +104,8 @@ fn every_number_is_the_harness_s<T: Scalar>() {
             value(format!("{name},none"))
                 .map(|mean| Metric { mean, standard_error: value(format!("{name}_stderr,none")) })
         };
-        assert_eq!(Some(outcome.acc), metric("acc"), "{}", outcome.task);
-        assert_eq!(outcome.acc_norm, metric("acc_norm"), "{}", outcome.task);
+        assert_eq!(Some(outcome.accuracy.acc), metric("acc"), "{}", outcome.task);
+        assert_eq!(outcome.accuracy.acc_norm, metric("acc_norm"), "{}", outcome.task);
     }
 }
 
@@ -205,7 +205,8 @@ fn the_table_has_averages_where_all_their_tasks_are_there() {
 
 #[test]
 fn a_limit_takes_the_first_documents_and_is_reported() {
-    let flags = ["--data", "data", "--tasks", "boolq,piqa,piqa", "--limit", "1", "--json"];
+    let flags =
+        ["--data", "data", "--tasks", "boolq,piqa,piqa", "--limit", "1", "--num-fewshot", "0", "--json"];
     let outcome = zero_shot(&fixture("zero_shot"), &flags);
     let found: Value = serde_json::from_slice(&outcome.stdout).unwrap();
     assert_eq!(found["n-samples"]["piqa"], json!({"original": 47, "effective": 1}));

@@ -8,24 +8,26 @@
 //! Memory: one layer's weights and statistics, and per sequence and stream the hidden state and the input of the
 //! group at hand.
 
+pub mod gap;
 pub mod output;
 pub mod report;
 pub mod streams;
+pub mod thresholds;
 pub mod windows;
 
 use std::path::Path;
 use std::time::Instant;
 
-use sha2::{Digest, Sha256};
-
 use crate::backend::{Backend, Gathered};
 use crate::linalg::Scalar;
 use crate::llama::model::{Forward, Group, Linear};
 use crate::llama::{Checkpoint, CheckpointError};
-use crate::reference::{ConfigError, Method, PruneError};
+use crate::reference::baseline::gptaq::GridConfig;
+use crate::reference::{ConfigError, Method, PruneError, Pruned};
 use crate::tensors::{FloatType, TensorError};
+use gap::GapMeter;
 use output::OutputDirectory;
-use report::{Calibration, Environment, LinearReport, PruneReport, Totals};
+use report::{Calibration, Environment, GridRounding, LinearReport, PruneReport, Totals};
 use streams::{Activations, Stream, advance_both};
 use windows::Windows;
 
@@ -57,11 +59,11 @@ pub enum CalibrateError {
         /// Why.
         source: PruneError,
     },
-    /// The method learns from data, and none was given.
-    #[error("{method} needs calibration data; give a text or token windows")]
+    /// Something learns from data, and none was given.
+    #[error("{what} needs calibration data; give a text or token windows")]
     NoData {
-        /// The method.
-        method: &'static str,
+        /// The method, or what else asks for it.
+        what: &'static str,
     },
     /// The forward pass overflowed.
     #[error(
@@ -90,12 +92,16 @@ pub struct PruneJob<'a> {
     pub activation_sparsity: f64,
     /// Rounds every linear's input in both streams.
     pub activation_dtype: Option<FloatType>,
+    /// Rounds the kept weights to grids, in the column loop. They are stored as ordinary numbers.
+    pub grids: Option<GridConfig>,
     /// Type of the stored weights; `None` keeps each tensor's.
     pub dtype: Option<FloatType>,
     /// The directory to create.
     pub output: &'a Path,
     /// Damps a Hessian that is not positive definite ten times as much, up to 1, until it is.
     pub damping_retry: bool,
+    /// Measures each linear against the best weights for its mask, on so many of its rows ([`gap`]).
+    pub report_gap: Option<usize>,
     /// Continues an interrupted run of the same job at its first unfinished layer.
     pub resume: bool,
 }
@@ -108,6 +114,14 @@ pub trait Observer: Sync {
     }
     /// One more unit is done.
     fn advance(&self) {}
+    /// What follows is another part of the work.
+    fn stage(&self, name: &str) {
+        let _ = name;
+    }
+    /// Something that does not stop the work, but should be known.
+    fn warning(&self, text: &str) {
+        let _ = text;
+    }
     /// A linear is pruned and measured.
     fn linear(&self, report: &LinearReport) {
         let _ = report;
@@ -129,6 +143,7 @@ impl PruneJob<'_> {
         observer: &dyn Observer,
     ) -> Result<PruneReport, CalibrateError> {
         let start = Instant::now();
+        OutputDirectory::check(self.output)?;
         self.check()?;
         let fingerprint = self.fingerprint::<T>();
         let (output, mut linears) = match self.resume {
@@ -142,8 +157,8 @@ impl PruneJob<'_> {
         );
 
         let sparsity = if self.method.sees_sparse_activations() { self.activation_sparsity } else { 0.0 };
-        let dense_activations = Activations { round_to: self.activation_dtype, sparsity: 0.0 };
-        let sparse_activations = Activations { round_to: self.activation_dtype, sparsity };
+        let dense_activations = Activations { round_to: self.activation_dtype, ..Activations::default() };
+        let sparse_activations = Activations { sparsity, ..dense_activations };
         let forward = Forward::<T>::new(config, self.windows.map_or(0, Windows::length));
         let mut streams = match self.windows {
             Some(windows) => {
@@ -182,6 +197,7 @@ impl PruneJob<'_> {
 
                 let gathering = Instant::now();
                 let mut gathered = Gathered::new(backend, &self.method, group.channels(config));
+                let mut meter = self.report_gap.map(|rows| GapMeter::new(layer.group(group), rows));
                 if let Some((dense, sparse)) = &streams {
                     for (stream, which) in [(dense, "dense"), (sparse, "sparse")] {
                         if !stream.is_finite() {
@@ -194,6 +210,9 @@ impl PruneJob<'_> {
                     }
                     for (dense, sparse) in dense.states.iter().zip(&sparse.states) {
                         gathered.update(backend, dense.input.view(), sparse.input.view());
+                        if let Some(meter) = &mut meter {
+                            meter.update(dense.input.view(), sparse.input.view());
+                        }
                         observer.advance();
                     }
                 }
@@ -201,24 +220,40 @@ impl PruneJob<'_> {
                     gathered.prepare(backend, self.damping_retry).map_err(refused(first))?;
                 let shared_seconds = gathering.elapsed().as_secs_f64() / group.linears().len() as f64;
 
-                let mut pruned = Vec::new();
+                let (mut pruned, mut masks) = (Vec::new(), Vec::new());
                 let mut reports = Vec::new();
                 for &linear in group.linears() {
                     let pruning = Instant::now();
-                    let mut weight =
-                        ready.prune(backend, layer.linear(linear).view()).map_err(refused(linear))?.weight;
+                    let (Pruned { mut weight, mask, .. }, steps) = ready
+                        .prune(backend, layer.linear(linear).view(), self.grids.as_ref())
+                        .map_err(refused(linear))?;
+                    let points = steps.as_ref().map(|_| weight.clone());
                     output.write(&name(linear), &mut weight)?;
+                    let on_grid = points.zip(steps);
                     reports.push(LinearReport {
                         tensor: name(linear),
                         layer: number,
                         weights: weight.len(),
                         zeros: weight.iter().filter(|w| **w == T::zero()).count(),
                         relative_output_error: None,
+                        optimality: None,
+                        grid_rounding: on_grid
+                            .map(|(points, steps)| GridRounding::of(&points, &weight, &steps)),
                         damping_retry,
                         seconds: shared_seconds + pruning.elapsed().as_secs_f64(),
                     });
                     pruned.push(weight);
+                    masks.push(mask);
                     observer.advance();
+                }
+                if let Some(meter) = meter {
+                    let damping = ready.damping();
+                    drop(ready); // both hold a matrix of the size of H
+                    let measured =
+                        meter.measure(damping, pruned.iter().zip(&masks)).map_err(refused(first))?;
+                    for (report, optimality) in reports.iter_mut().zip(measured) {
+                        report.optimality = Some(optimality);
+                    }
                 }
                 if let Some((dense, sparse)) = &mut streams {
                     let errors = advance_both(dense, sparse, &layer, group, &pruned, || observer.advance());
@@ -234,6 +269,7 @@ impl PruneJob<'_> {
 
         let report = PruneReport {
             method: self.method,
+            grids: self.grids,
             activation_sparsity: sparsity,
             activation_dtype: self.activation_dtype,
             calibration: self.windows.map(Calibration::of),
@@ -250,34 +286,39 @@ impl PruneJob<'_> {
 
     /// What two runs must have in common for one to continue the other.
     fn fingerprint<T: Scalar>(&self) -> String {
-        let mut tokens = Sha256::new();
-        if let Some(windows) = self.windows {
-            tokens.update(windows.length().to_le_bytes());
-            windows.tokens.iter().for_each(|token| tokens.update(token.to_le_bytes()));
-        }
         let shards: Vec<String> = (self.checkpoint.shards().iter())
             .map(|shard| format!("{} {:?}", shard.path().display(), shard.identity()))
             .collect();
         serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "checkpoint": shards,
-            "tokens": tokens.finalize().to_vec(),
+            "jitter": self.checkpoint.jitter,
+            "tokens": self.windows.map(Windows::digest),
             "method": self.method,
+            "grids": self.grids,
             "activation_sparsity": self.activation_sparsity,
             "activation_dtype": self.activation_dtype,
             "dtype": self.dtype,
             "precision": T::NAME,
             "damping_retry": self.damping_retry,
+            "report_gap": self.report_gap,
         })
         .to_string()
     }
 
-    fn check(&self) -> Result<(), CalibrateError> {
-        OutputDirectory::check(self.output)?;
+    /// Checks that method, settings and data fit the model, before any work.
+    ///
+    /// # Errors
+    /// [`CalibrateError`] for the first that does not.
+    pub fn check(&self) -> Result<(), CalibrateError> {
         crate::reference::activation::check_fraction("activation sparsity", self.activation_sparsity)?;
         if self.windows.is_none() && !matches!(self.method, Method::Magnitude(_)) {
-            return Err(CalibrateError::NoData { method: self.method.name() });
+            return Err(CalibrateError::NoData { what: self.method.name() });
         }
+        if self.windows.is_none() && self.report_gap.is_some() {
+            return Err(CalibrateError::NoData { what: "the optimality gap" });
+        }
+        self.method.check_grids(self.grids.as_ref())?;
         for group in Group::ALL {
             let channels = group.channels(&self.checkpoint.config);
             let tensor = group.linears()[0].tensor(0);

@@ -1,10 +1,14 @@
 //! `prune-report.json`: what was done, how well, on what machine.
 
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
+use super::gap::Optimality;
 use super::windows::Windows;
 use crate::backend::DampingRetry;
+use crate::linalg::Scalar;
 use crate::reference::Method;
+use crate::reference::baseline::gptaq::GridConfig;
 use crate::tensors::FloatType;
 
 /// Its name in the output directory.
@@ -23,6 +27,12 @@ pub struct LinearReport {
     pub zeros: usize,
     /// ||W' X^ - W X~||_F / ||W X~||_F over the calibration data; null without data, or where W X~ is zero.
     pub relative_output_error: Option<f64>,
+    /// Where the best weights for the same mask are, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub optimality: Option<Optimality>,
+    /// What storing did to the points of the grids, where there are grids.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub grid_rounding: Option<GridRounding>,
     /// Where the Hessian needed more damping than was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub damping_retry: Option<DampingRetry>,
@@ -37,8 +47,31 @@ impl LinearReport {
     }
 }
 
+/// Quantised weights that the stored type cannot hold exactly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GridRounding {
+    /// Weights that are stored beside their grid point.
+    pub moved: usize,
+    /// The farthest of them, in steps of its grid. From 0.5 on two points may have become one.
+    pub farthest: f64,
+}
+
+impl GridRounding {
+    /// Compares the grid points with what is stored of them (n x k), `steps` being the distances of neighbouring points.
+    pub(super) fn of<T: Scalar>(points: &Array2<T>, stored: &Array2<T>, steps: &Array2<T>) -> Self {
+        let mut found = GridRounding::default();
+        for ((point, stored), step) in points.iter().zip(stored).zip(steps) {
+            if point != stored {
+                found.moved += 1;
+                found.farthest = found.farthest.max(((*stored - *point) / *step).abs().widen());
+            }
+        }
+        found
+    }
+}
+
 /// The calibration data.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Where it came from.
     pub source: String,
@@ -67,6 +100,8 @@ pub struct Totals {
     pub zeros: usize,
     /// Their fraction.
     pub sparsity: f64,
+    /// What storing did to the grids of all linears; null without grids.
+    pub grid_rounding: Option<GridRounding>,
     /// Wall-clock time of the whole run.
     pub seconds: f64,
 }
@@ -75,17 +110,21 @@ impl Totals {
     pub(super) fn of(linears: &[LinearReport], seconds: f64) -> Self {
         let weights = linears.iter().map(|l| l.weights).sum();
         let zeros = linears.iter().map(|l| l.zeros).sum();
-        Totals { weights, zeros, sparsity: zeros as f64 / weights as f64, seconds }
+        let grid_rounding = linears
+            .iter()
+            .filter_map(|l| l.grid_rounding)
+            .reduce(|a, b| GridRounding { moved: a.moved + b.moved, farthest: a.farthest.max(b.farthest) });
+        Totals { weights, zeros, sparsity: zeros as f64 / weights as f64, grid_rounding, seconds }
     }
 }
 
 /// Where a run took place.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     /// Version of this crate.
-    pub version: &'static str,
+    pub version: String,
     /// Commit of the source, where it was built from a checkout.
-    pub commit: &'static str,
+    pub commit: String,
     /// Operating system and processor family.
     pub platform: String,
     /// The backend.
@@ -98,8 +137,8 @@ impl Environment {
     /// This process.
     pub fn here(backend: String) -> Self {
         Environment {
-            version: env!("CARGO_PKG_VERSION"),
-            commit: env!("DUOGPT_COMMIT"),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: env!("DUOGPT_COMMIT").into(),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             backend,
             blas: crate::linalg::blas_description(),
@@ -113,6 +152,8 @@ pub struct PruneReport {
     /// Method and settings.
     #[serde(flatten)]
     pub method: Method,
+    /// The grids that the kept weights were rounded to; the checkpoint holds their points as ordinary numbers.
+    pub grids: Option<GridConfig>,
     /// p_x during calibration.
     pub activation_sparsity: f64,
     /// Rounding of the activations, where there was one.

@@ -5,21 +5,33 @@ use rayon::prelude::*;
 
 use crate::backend::Backend;
 use crate::calibrate::windows::Windows;
-use crate::linalg::Scalar;
-use crate::llama::model::{Forward, Group, Layer, State, apply};
+use crate::linalg::{Scalar, matmul};
+use crate::llama::model::{Forward, Group, Layer, Linear, State, apply};
+use crate::reference::teal::prune_below;
 use crate::tensors::FloatType;
 
 /// What happens to the input of every linear of a decoder layer.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Activations {
+pub struct Activations<'a> {
     /// Rounded to this type first, as a run in that type would.
     pub round_to: Option<FloatType>,
     /// p_x; 0 prunes nothing.
     pub sparsity: f64,
+    /// Then what is not above the linear's threshold goes: TEAL's rule, in place of p_x.
+    pub thresholds: Option<&'a Thresholds>,
 }
 
-impl Activations {
-    /// Treats the input of a group (tokens x channels).
+/// A threshold t for the input of every linear: entries with |x| > t stay ([`teal`](crate::reference::teal)).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Thresholds {
+    /// By layer, then in the order of [`Linear::ALL`].
+    pub layers: Vec<Vec<f64>>,
+    /// Tokens at the beginning of every sequence that are left alone.
+    pub dense_tokens: usize,
+}
+
+impl Activations<'_> {
+    /// Treats the common input of a group (tokens x channels).
     pub fn treat<T: Scalar, B: Backend<T>>(self, backend: &B, x: &mut Array2<T>) {
         if let Some(to) = self.round_to {
             x.mapv_inplace(|x| to.round(x));
@@ -32,7 +44,9 @@ impl Activations {
 pub struct Stream<'a, T, B> {
     forward: &'a Forward<T>,
     backend: &'a B,
-    activations: Activations,
+    activations: Activations<'a>,
+    /// Layers entered so far.
+    entered: usize,
     /// One state per sequence; its input is already treated.
     pub states: Vec<State<T>>,
 }
@@ -44,7 +58,7 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
         backend: &'a B,
         embedding: ArrayView2<T>,
         windows: &Windows,
-        activations: Activations,
+        activations: Activations<'a>,
     ) -> Self {
         let states = windows.tokens.outer_iter().map(|tokens| State::embed(embedding, tokens)).collect();
         Self::of(forward, backend, states, activations)
@@ -55,18 +69,57 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
         forward: &'a Forward<T>,
         backend: &'a B,
         states: Vec<State<T>>,
-        activations: Activations,
+        activations: Activations<'a>,
     ) -> Self {
-        Stream { forward, backend, activations, states }
+        Stream { forward, backend, activations, entered: 0, states }
     }
 
     /// Enters a layer.
     pub fn enter(&mut self, layer: &Layer<T>) {
-        let Stream { forward, backend, activations, states } = self;
-        states.par_iter_mut().for_each(|state| {
-            forward.enter(layer, state);
-            activations.treat(*backend, &mut state.input);
+        self.entered += 1;
+        self.each_state(|stream, state| stream.enter_one(layer, state));
+    }
+
+    /// Takes every sequence over a group of the layer that was entered.
+    pub fn group(&mut self, layer: &Layer<T>, group: Group) {
+        self.each_state(|stream, state| stream.group_one(layer, group, state));
+    }
+
+    /// Takes every sequence through a layer.
+    pub fn layer(&mut self, layer: &Layer<T>, progress: impl Fn() + Sync) {
+        self.entered += 1;
+        self.each_state(|stream, state| {
+            stream.enter_one(layer, state);
+            Group::ALL.into_iter().for_each(|group| stream.group_one(layer, group, state));
+            progress();
         });
+    }
+
+    fn each_state(&mut self, then: impl Fn(&Self, &mut State<T>) + Sync) {
+        let mut states = std::mem::take(&mut self.states);
+        let stream = &*self;
+        states.par_iter_mut().for_each(|state| then(stream, state));
+        self.states = states;
+    }
+
+    fn enter_one(&self, layer: &Layer<T>, state: &mut State<T>) {
+        self.forward.enter(layer, state);
+        self.activations.treat(self.backend, &mut state.input);
+    }
+
+    fn group_one(&self, layer: &Layer<T>, group: Group, state: &mut State<T>) {
+        let outputs = match self.activations.thresholds {
+            None => apply(layer.group(group), state.input.view()),
+            Some(Thresholds { layers, dense_tokens }) => {
+                let of = |&linear: &Linear| {
+                    let mut x = state.input.clone();
+                    prune_below(x.view_mut(), layers[self.entered - 1][linear as usize], *dense_tokens);
+                    matmul(x.view(), layer.linear(linear).t())
+                };
+                group.linears().iter().map(of).collect()
+            }
+        };
+        self.advance(layer, group, outputs, state);
     }
 
     /// Takes the outputs of a group's linears for one sequence, and treats the input of the next group.
@@ -78,22 +131,6 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
     /// Whether every entry of the next group's inputs is finite.
     pub fn is_finite(&self) -> bool {
         self.states.par_iter().all(|state| state.input.iter().all(|x| x.is_finite()))
-    }
-
-    /// Takes every sequence through a layer.
-    pub fn layer(&mut self, layer: &Layer<T>, progress: impl Fn() + Sync) {
-        let mut states = std::mem::take(&mut self.states);
-        let stream = &*self;
-        states.par_iter_mut().for_each(|state| {
-            stream.forward.enter(layer, state);
-            stream.activations.treat(stream.backend, &mut state.input);
-            for group in Group::ALL {
-                let outputs = apply(layer.group(group), state.input.view());
-                stream.advance(layer, group, outputs, state);
-            }
-            progress();
-        });
-        self.states = states;
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array2, Ix2};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 
 use crate::llama::tokenizer::Tokenizer;
 use crate::llama::{CheckpointError, LlamaConfig};
@@ -138,6 +139,14 @@ impl Windows {
         let tokens = tokens.slice(ndarray::s![..wanted, ..]).mapv(|token| token as u32);
         let source = format!("{}, first {wanted} windows", file_name(path));
         nonempty(tokens).map(|tokens| Windows { tokens, source }).map_err(unusable)
+    }
+
+    /// SHA-256 of length and tokens, in hexadecimal: the data, wherever they come from.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update((self.length() as u64).to_le_bytes());
+        self.tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+        format!("{:x}", hash.finalize())
     }
 
     /// Number of windows.

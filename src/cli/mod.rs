@@ -1,13 +1,16 @@
 //! The command line: one file per subcommand.
 
+pub mod compare;
+pub mod compare_tensors;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod prune;
+pub mod thresholds;
 pub mod verify;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -30,16 +33,24 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Prune the small model that comes with the source by every method, and compare perplexities.
+    /// Compare every method on the small model that comes with the source.
     Demo(demo::DemoArgs),
     /// Prune a LLaMA checkpoint. Of a flag given twice the last one counts.
     #[command(args_override_self = true)]
     Prune(prune::PruneArgs),
+    /// Calibrate a threshold for the activations at the input of every linear (TEAL), for `eval --thresholds`.
+    Thresholds(thresholds::ThresholdsArgs),
+    /// Prune a LLaMA checkpoint by several methods and say which is best, as far as the noise allows. Of a flag given
+    /// twice the last one counts.
+    #[command(args_override_self = true)]
+    Compare(compare::CompareArgs),
     /// Measure a model.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
     /// Check the reference against golden files of the original code, stage by stage.
     Verify(verify::VerifyArgs),
+    /// Compare the tensors of two files, such as a golden file and what your own port computes.
+    CompareTensors(compare_tensors::CompareTensorsArgs),
     /// List a checkpoint's tensors with shape, type and sparsity.
     Inspect(inspect::InspectArgs),
 }
@@ -53,8 +64,11 @@ impl Cli {
         let outcome = match self.command {
             Command::Demo(args) => demo::run(&args),
             Command::Prune(args) => prune::run(&args),
+            Command::Thresholds(args) => thresholds::run(&args),
+            Command::Compare(args) => compare::run(&args),
             Command::Eval(command) => eval::run(&command),
             Command::Verify(args) => verify::run(&args),
+            Command::CompareTensors(args) => compare_tensors::run(&args),
             Command::Inspect(args) => inspect::run(&args),
         };
         outcome.unwrap_or_else(|error| {
@@ -118,6 +132,14 @@ pub(crate) fn fraction(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A number that is not negative.
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err(format!("`{text}` is no tolerance: give a number such as 1e-9, or 0")),
+    }
+}
+
 /// A text or a token file.
 #[derive(Args, Clone, Debug)]
 #[group(required = false, multiple = false)]
@@ -131,6 +153,15 @@ pub struct DataSource {
 }
 
 impl DataSource {
+    /// Token windows when the name ends in `.safetensors`, otherwise a text.
+    pub fn of(file: &Path) -> Self {
+        let file = Some(file.to_path_buf());
+        match file.as_ref().and_then(|file| file.extension()) {
+            Some(extension) if extension == "safetensors" => DataSource { text: None, tokens: file },
+            _ => DataSource { text: file, tokens: None },
+        }
+    }
+
     /// Cuts the text, or takes the token file's windows; `None` when neither is given.
     ///
     /// # Errors
@@ -173,6 +204,11 @@ impl Bar {
         bar.set_style(style.progress_chars("=> "));
         Bar { bar, lines }
     }
+
+    /// Prints to stdout, above the bar.
+    pub fn print(&self, text: &str) {
+        self.bar.suspend(|| println!("{text}"));
+    }
 }
 
 impl Drop for Bar {
@@ -183,6 +219,7 @@ impl Drop for Bar {
 
 impl Observer for Bar {
     fn begin(&self, total: u64) {
+        self.bar.reset();
         self.bar.set_length(total);
     }
 
@@ -190,20 +227,29 @@ impl Observer for Bar {
         self.bar.inc(1);
     }
 
+    fn stage(&self, name: &str) {
+        self.bar.set_message(name.to_string());
+    }
+
+    fn warning(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("warning: {text}"));
+    }
+
     fn linear(&self, report: &LinearReport) {
         if let Some(retry) = report.damping_retry {
-            self.bar.suspend(|| {
-                eprintln!(
-                    "warning: {}: the Hessian was not positive definite at column {}; damped with {}",
-                    report.tensor, retry.column, retry.damping
-                );
-            });
+            self.warning(&format!(
+                "{}: the Hessian was not positive definite at column {}; damped with {}",
+                report.tensor, retry.column, retry.damping
+            ));
         }
         if self.lines {
             let error = report.relative_output_error.map_or("-".into(), |e| format!("{e:.4}"));
+            let gap = report.optimality.map_or(String::new(), |optimality| {
+                optimality.gap.map_or("   gap -".into(), |gap| format!("   gap {gap:.3}"))
+            });
             self.bar.suspend(|| {
                 println!(
-                    "{:<44} {:>7.2} s   output error {error:>7}   sparsity {:.4}",
+                    "{:<44} {:>7.2} s   output error {error:>7}   sparsity {:.4}{gap}",
                     report.tensor,
                     report.seconds,
                     report.sparsity()

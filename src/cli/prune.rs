@@ -1,5 +1,6 @@
 //! `duogpt prune`
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,11 +9,12 @@ use clap::{Args, ValueEnum};
 use super::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
 use crate::backend::{Backend, Cpu};
 use crate::calibrate::PruneJob;
-use crate::calibrate::report::PruneReport;
+use crate::calibrate::report::{GridRounding, PruneReport};
 use crate::calibrate::windows::{Cut, Windows};
 use crate::cuda::{Cuda, Gpu};
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
+use crate::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry};
 use crate::reference::{
     Alpha, ColumnOrder, DeadChannels, LazyUpdate, Method, PruneConfig, Sparsity, Threshold,
 };
@@ -41,17 +43,17 @@ pub struct PruneArgs {
     /// Pruning method.
     #[arg(long, value_enum, default_value_t = MethodName::Duogpt)]
     method: MethodName,
-    /// Fraction of weights to prune, or N:M.
-    #[arg(long, value_name = "P", default_value = "0.5", allow_negative_numbers = true)]
-    weight_sparsity: Sparsity,
-    /// Fraction of activations that calibration prunes (Wanda and magnitude: none, whatever is given).
-    #[arg(long, value_name = "P", default_value = "0.5", value_parser = fraction, allow_negative_numbers = true)]
-    activation_sparsity: f64,
-    /// Settings to start from; the flags below override them.
-    #[arg(long, value_enum, default_value_t = Profile::Default)]
-    profile: Profile,
+    /// Fraction of weights to prune, or N:M (by default 0.5; gptaq prunes none).
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    weight_sparsity: Option<Sparsity>,
+    /// Fraction of activations that calibration prunes (by default 0.5, gptaq 0; Wanda and magnitude: none, whatever
+    /// is given).
+    #[arg(long, value_name = "P", value_parser = fraction, allow_negative_numbers = true)]
+    activation_sparsity: Option<f64>,
     #[command(flatten)]
-    overrides: Overrides,
+    settings: Settings,
+    #[command(flatten)]
+    quantisation: Quantisation,
     /// What gathers statistics and prunes; the model's forward pass stays on the CPU.
     #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
     backend: BackendName,
@@ -67,6 +69,9 @@ pub struct PruneArgs {
     /// Damp a Hessian that is not positive definite ten times as much, up to 1, until it is.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     damping_retry: bool,
+    /// Report how far each linear's output error is from that of the best weights for the same mask, on N of its rows.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "32")]
+    report_gap: Option<NonZeroUsize>,
     /// Continue a run that was interrupted, at its first unfinished layer.
     #[arg(long)]
     resume: bool,
@@ -76,9 +81,11 @@ pub struct PruneArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum MethodName {
+pub(super) enum MethodName {
     Duogpt,
     Sparsegpt,
+    /// Quantises and prunes nothing; needs --bits. With --alpha 0 it is GPTQ.
+    Gptaq,
     Wanda,
     Magnitude,
 }
@@ -101,6 +108,46 @@ enum Profile {
     Upstream,
     /// What measured best here.
     Default,
+}
+
+/// What the kept weights are rounded to.
+#[derive(Args)]
+struct Quantisation {
+    /// Round the kept weights to grids of 2^B points, in the column loop (gptaq, duogpt, sparsegpt). The checkpoint
+    /// holds the rounded weights as ordinary numbers, so that any runtime loads it; nothing is packed.
+    #[arg(long, value_name = "B")]
+    bits: Option<u32>,
+    /// A grid for every G input channels of a row, found on the weights as they stand at the first of them, instead of
+    /// one for the row.
+    #[arg(long, value_name = "G", requires = "bits")]
+    group_size: Option<usize>,
+    /// Grids from the smallest to the largest weight instead of equally far to both sides of zero.
+    #[arg(long, requires = "bits")]
+    asymmetric: bool,
+    /// Shrink each grid's range to where it rounds with the least error.
+    #[arg(long, requires = "bits")]
+    mse: bool,
+}
+
+impl Quantisation {
+    fn grids(&self) -> Option<GridConfig> {
+        self.bits.map(|bits| GridConfig {
+            bits,
+            symmetry: if self.asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric },
+            range: if self.mse { GridRange::LeastError } else { GridRange::Full },
+            group_size: self.group_size,
+        })
+    }
+}
+
+/// The settings of the second-order methods.
+#[derive(Args)]
+pub(super) struct Settings {
+    /// Settings to start from; the flags below override them (gptaq has its own).
+    #[arg(long, value_enum, default_value_t = Profile::Default)]
+    profile: Profile,
+    #[command(flatten)]
+    overrides: Overrides,
 }
 
 #[derive(Args)]
@@ -135,7 +182,7 @@ struct Overrides {
     /// What becomes of input channels that the calibration never saw.
     #[arg(long, value_enum)]
     dead_channels: Option<DeadChannelsName>,
-    /// Factor on all statistics (by default 2 for SparseGPT, 1 for DuoGPT).
+    /// Factor on all statistics (by default 2 for SparseGPT and GPTAQ, 1 for DuoGPT).
     #[arg(long, value_name = "X")]
     hessian_scale: Option<f64>,
 }
@@ -166,25 +213,65 @@ enum DeadChannelsName {
     Keep,
 }
 
-impl PruneArgs {
-    fn method(&self) -> Method {
-        let mut config = match self.profile {
-            Profile::Paper => PruneConfig::paper(self.weight_sparsity),
-            Profile::Upstream => PruneConfig::upstream(self.weight_sparsity),
-            Profile::Default => {
-                PruneConfig { weight_sparsity: self.weight_sparsity, ..PruneConfig::default() }
-            }
+impl Settings {
+    /// A method with these settings.
+    pub(super) fn method(&self, name: MethodName, weight_sparsity: Sparsity) -> Method {
+        let mut config = match (name, self.profile) {
+            (MethodName::Gptaq, _) => PruneConfig::gptaq(),
+            (_, Profile::Paper) => PruneConfig::paper(weight_sparsity),
+            (_, Profile::Upstream) => PruneConfig::upstream(weight_sparsity),
+            (_, Profile::Default) => PruneConfig { weight_sparsity, ..PruneConfig::default() },
         };
-        if self.method == MethodName::Sparsegpt {
-            config.hessian_scale = PruneConfig::sparsegpt(self.weight_sparsity).hessian_scale;
+        if name == MethodName::Sparsegpt {
+            config.hessian_scale = PruneConfig::sparsegpt(weight_sparsity).hessian_scale;
         }
         self.overrides.apply(&mut config);
-        match self.method {
+        match name {
             MethodName::Duogpt => Method::DuoGpt(config),
             MethodName::Sparsegpt => Method::SparseGpt(config),
-            MethodName::Wanda => Method::Wanda(self.weight_sparsity),
-            MethodName::Magnitude => Method::Magnitude(self.weight_sparsity),
+            MethodName::Wanda => Method::Wanda(weight_sparsity),
+            MethodName::Magnitude => Method::Magnitude(weight_sparsity),
+            MethodName::Gptaq => Method::Gptaq(config),
         }
+    }
+}
+
+impl PruneArgs {
+    fn method(&self) -> Result<Method, CliError> {
+        if self.method == MethodName::Gptaq {
+            if self.weight_sparsity.is_some_and(|sparsity| sparsity.fraction() > 0.0) {
+                return Err("--method gptaq prunes no weights: leave --weight-sparsity out, or prune and quantise at \
+                     once with --method duogpt --bits B"
+                    .into());
+            }
+            if self.settings.profile != Profile::Default {
+                return Err(
+                    "--profile is for duogpt and sparsegpt: gptaq starts from its own published settings; \
+                     leave it out"
+                        .into(),
+                );
+            }
+        }
+        let sparsity = self.weight_sparsity.unwrap_or(Sparsity::Unstructured(0.5));
+        Ok(self.settings.method(self.method, sparsity))
+    }
+
+    fn activation_sparsity(&self) -> f64 {
+        self.activation_sparsity.unwrap_or(if self.method == MethodName::Gptaq { 0.0 } else { 0.5 })
+    }
+}
+
+/// Says so where the settings spoil an N:M pattern.
+pub(super) fn warn_of_order(method: Method) {
+    if let Method::DuoGpt(config) | Method::SparseGpt(config) = method
+        && matches!(config.weight_sparsity, Sparsity::NofM { .. })
+        && config.column_order != ColumnOrder::Natural
+    {
+        eprintln!(
+            "warning: {} groups lie in processing order; with an order other than natural the result has no pattern \
+             that hardware could use",
+            config.weight_sparsity
+        );
     }
 }
 
@@ -231,22 +318,24 @@ impl Overrides {
 /// # Errors
 /// Whatever keeps the checkpoint from being pruned; nothing is written then.
 pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
+    let gpu = gpu(args)?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let cut = Cut::Random { samples: args.samples.unwrap_or(128), seed: args.seed };
     let windows = args.data.windows(&checkpoint, args.sequence_length, args.samples, cut)?;
-    let method = args.method();
-    if let Method::DuoGpt(config) | Method::SparseGpt(config) = method
-        && matches!(config.weight_sparsity, Sparsity::NofM { .. })
+    let method = args.method()?;
+    let grids = args.quantisation.grids();
+    if let Method::DuoGpt(config) | Method::SparseGpt(config) | Method::Gptaq(config) = method
         && config.column_order != ColumnOrder::Natural
+        && grids.is_some_and(|grids| grids.group_size.is_some())
     {
         eprintln!(
-            "warning: {} groups lie in processing order; with an order other than natural the result has no pattern \
-             that hardware could use",
-            config.weight_sparsity
+            "warning: groups of columns with one grid lie in processing order; with an order other than natural they are \
+             not neighbours in the stored matrix"
         );
     }
+    warn_of_order(method);
     let windows = windows.as_ref();
-    let report = match gpu(args)? {
+    let report = match gpu {
         Some(device) => prune::<f32, _>(args, &checkpoint, windows, method, &Cuda { device })?,
         None => with_precision!(args.precision, prune_on_cpu(args, &checkpoint, windows, method))?,
     };
@@ -263,25 +352,33 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
             totals.seconds,
             args.output.join(crate::calibrate::report::FILE_NAME).display()
         );
+        match totals.grid_rounding {
+            Some(GridRounding { moved: 0, .. }) => println!("every weight is stored exactly on its grid"),
+            Some(GridRounding { moved, farthest }) => println!(
+                "{moved} weights are stored beside their grid's point, at most {farthest:.2} steps off: the stored type \
+                 cannot hold it (a wider --dtype can)"
+            ),
+            None => {}
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The device that `--backend` asks for; `None` is the CPU.
 fn gpu(args: &PruneArgs) -> Result<Option<Gpu>, CliError> {
-    match (args.backend, args.precision) {
-        (BackendName::Cpu, _) | (BackendName::Auto, Precision::F64) => Ok(None),
-        (BackendName::Cuda, Precision::F64) => {
-            Err("--backend cuda computes in f32: leave --precision f64 out, or use --backend cpu".into())
-        }
-        (BackendName::Cuda, Precision::F32) => Ok(Some(Gpu::new(0)?)),
-        (BackendName::Auto, Precision::F32) => match Gpu::new(0) {
-            Ok(gpu) => Ok(Some(gpu)),
-            Err(error) => {
-                eprintln!("{error}; using the CPU");
-                Ok(None)
-            }
-        },
+    let cannot = match (args.precision, args.quantisation.bits) {
+        (Precision::F64, _) => Some("CUDA computes in f32, not --precision f64"),
+        (_, Some(_)) => Some("CUDA does not round weights to grids (--bits)"),
+        _ => None,
+    };
+    let device = || match cannot {
+        Some(reason) => Err(CliError::from(format!("{reason}: use --backend cpu"))),
+        None => Ok(Gpu::new(0)?),
+    };
+    match args.backend {
+        BackendName::Cpu => Ok(None),
+        BackendName::Cuda => device().map(Some),
+        BackendName::Auto => Ok(device().inspect_err(|error| eprintln!("{error}; using the CPU")).ok()),
     }
 }
 
@@ -305,11 +402,13 @@ fn prune<T: Scalar, B: Backend<T>>(
         checkpoint,
         windows,
         method,
-        activation_sparsity: args.activation_sparsity,
+        activation_sparsity: args.activation_sparsity(),
         activation_dtype: args.activation_dtype.map(FloatType::from),
+        grids: args.quantisation.grids(),
         dtype: args.dtype,
         output: &args.output,
         damping_retry: args.damping_retry,
+        report_gap: args.report_gap.map(NonZeroUsize::get),
         resume: args.resume,
     };
     Ok(job.run::<T, _>(backend, &Bar::new(method.name(), !args.json))?)

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::compare_tensors::ReportOutput;
 use super::{CliError, Precision, with_precision};
 use crate::linalg::Scalar;
-use crate::verify::golden::{FileReport, GoldenError, Stage, verify_file};
+use crate::verify::golden::{GoldenError, verify_file};
+use crate::verify::report::{FileReport, Report};
 
 /// Arguments of `duogpt verify`.
 #[derive(Args)]
@@ -18,9 +20,8 @@ pub struct VerifyArgs {
     /// Arithmetic to check.
     #[arg(long, value_enum, default_value_t = Precision::F64)]
     precision: Precision,
-    /// Print the report as JSON to stdout, and nothing else.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: ReportOutput,
 }
 
 /// Checks every golden file, a line per stage. Exit code 1 when a stage differs.
@@ -40,23 +41,12 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
     let mut reports = Vec::new();
     for file in &files {
         let report = with_precision!(args.precision, check(file))?;
-        if !args.json {
-            print_report(&report);
+        if !args.output.json {
+            print!("{}", report.to_text());
         }
         reports.push(report);
     }
-    let stages = || reports.iter().flat_map(|report| &report.stages);
-    let failed = stages().filter(|stage| !stage.passed).count();
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&reports)?);
-    } else {
-        let skipped: Vec<_> = reports.iter().filter(|report| report.skipped.is_some()).collect();
-        println!("{} files, {} stages, {failed} failed", reports.len(), stages().count());
-        for report in skipped {
-            println!("skipped: {}: {}", report.path.display(), report.skipped.as_deref().unwrap_or_default());
-        }
-    }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    args.output.finish(&Report::new(reports), true)
 }
 
 fn check<T: Scalar>(file: &Path) -> Result<FileReport, GoldenError> {
@@ -84,25 +74,4 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), CliError> {
         }
     }
     Ok(())
-}
-
-fn print_report(report: &FileReport) {
-    println!("{}", report.path.display());
-    report.stages.iter().for_each(print_stage);
-    if let Some(reason) = &report.skipped {
-        println!("  skipped: {reason}");
-    }
-}
-
-fn print_stage(stage: &Stage) {
-    let verdict = if stage.passed { "PASS" } else { "FAIL" };
-    let place = stage.place.as_ref().map_or(String::new(), |p| {
-        let which = if stage.passed { "largest" } else { "first" };
-        format!("  {which} at row {}, column {}: {:e} for {:e}", p.row, p.column, p.found, p.expected)
-    });
-    let note = stage.note.as_ref().map_or(String::new(), |note| format!("  ({note})"));
-    println!(
-        "  {verdict}  {:<34} error {:>8.2e} of {:>8.2e}{place}{note}",
-        stage.name, stage.error, stage.budget
-    );
 }

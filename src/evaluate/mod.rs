@@ -1,5 +1,8 @@
-//! How good a model is.
+//! How good a model is, and which of several is better.
 
+pub mod cache;
+pub mod comparison;
+pub mod noise;
 pub mod perplexity;
 pub mod zero_shot;
 

@@ -1,7 +1,7 @@
 //! Perplexity: exp of the mean, over windows, of the mean negative log-likelihood of the window's last T - 1 tokens.
 
 use ndarray::{Array2, ArrayView1, Axis};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::calibrate::Observer;
@@ -14,7 +14,7 @@ use crate::llama::model::Forward;
 use crate::tensors::TensorError;
 
 /// The outcome.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// exp(mean_nll).
     pub perplexity: f64,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array1, Array2};
 
 use super::model::{Group, Layer, Linear};
-use super::{CheckpointError, LlamaConfig};
+use super::{CheckpointError, Jitter, LlamaConfig};
 use crate::linalg::Scalar;
 use crate::tensors::{FloatType, TensorError, TensorFile, TensorInfo};
 
@@ -21,6 +21,8 @@ pub struct Checkpoint {
     pub directory: PathBuf,
     /// Shapes and constants.
     pub config: LlamaConfig,
+    /// Disturbs the decoder layers' linears as they are read.
+    pub jitter: Option<Jitter>,
     shards: Vec<TensorFile>,
     /// Tensor to shard.
     place: BTreeMap<String, usize>,
@@ -45,7 +47,7 @@ impl Checkpoint {
         }
         let config = LlamaConfig::read(&directory.join("config.json"))?;
         let (shards, place) = open_shards(directory)?;
-        let checkpoint = Checkpoint { directory: directory.into(), config, shards, place };
+        let checkpoint = Checkpoint { directory: directory.into(), config, jitter: None, shards, place };
         checkpoint.check_tensors()?;
         Ok(checkpoint)
     }
@@ -86,7 +88,11 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorError::NotFinite`].
     pub fn linear<T: Scalar>(&self, layer: usize, linear: Linear) -> Result<Array2<T>, TensorError> {
-        self.matrix(&linear.tensor(layer))
+        let mut weight = self.matrix(&linear.tensor(layer))?;
+        if let Some(jitter) = self.jitter {
+            jitter.apply((layer * Linear::ALL.len() + linear as usize) as u32, &mut weight);
+        }
+        Ok(weight)
     }
 
     /// One decoder layer.

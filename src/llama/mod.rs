@@ -2,11 +2,13 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod jitter;
 pub mod model;
 pub mod tokenizer;
 
 pub use checkpoint::Checkpoint;
 pub use config::LlamaConfig;
+pub use jitter::Jitter;
 pub use model::{Group, Layer, Linear};
 
 use std::path::PathBuf;

@@ -52,15 +52,15 @@
 //! ([`damped_inputs`]): dX is zero there, and the error gains lambda ||w' - w||^2. So everything here stays exact with
 //! damping, on these longer inputs; and [`Objective`] carries the same term.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, concatenate, s};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis, Zip, concatenate, s};
 use rayon::prelude::*;
 
 use super::PruneError;
 use super::factor::{FactorError, damp, dead_channels, factor};
 use super::prune::check_finite;
 use super::score::{Coefficients, Correction};
-use super::statistics::{Drift, Statistics};
-use crate::linalg::{Scalar, matmul};
+use super::statistics::{Drift, Statistics, blend, running_mean};
+use crate::linalg::{Scalar, gemm, matmul};
 
 /// One row of W on its way through the exact removal.
 #[derive(Clone, Debug)]
@@ -263,46 +263,96 @@ pub fn correction_by_elimination<T: Scalar>(
     Ok(Correction { d, coefficients: Coefficients { a: drift.dxdxt.clone(), b, c } })
 }
 
-/// What pruning a linear layer wants to be small, as its statistics tell it. For row w of W and w' = w + dw of W'
+/// What the rows of one linear lack on the sparse input: r = w dX for each row w, as far as E asks for it. In the unit
+/// of the statistics, the mean over sequences. It costs no more than the rows that are looked at.
+#[derive(Clone, Debug)]
+pub struct Residual<T> {
+    /// Sequences seen.
+    pub sequences: usize,
+    /// r X^T of each row (n x k).
+    pub products: Array2<T>,
+    /// r r^T of each row (n).
+    pub norms: Array1<T>,
+}
+
+impl<T: Scalar> Residual<T> {
+    /// No sequences yet, for n rows and k input channels; so it is with dX = 0, too.
+    pub fn new(n: usize, k: usize) -> Self {
+        Residual { sequences: 0, products: Array2::zeros((n, k)), norms: Array1::zeros(n) }
+    }
+
+    /// Takes in one sequence: `weight` (n x k) are the original rows, `dx` and `sparse` dX^T and X^^T (tokens x k).
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn update(&mut self, weight: ArrayView2<T>, dx: ArrayView2<T>, sparse: ArrayView2<T>) {
+        let (keep, add) = running_mean(self.sequences);
+        let r = matmul(dx, weight.t()); // tokens x n
+        gemm(add, r.t(), sparse, keep, self.products.view_mut());
+        blend(&mut self.norms, keep, add, r.view());
+        self.sequences += 1;
+    }
+
+    /// From the statistics of the input: r X^T = w dX X^T. They do not know r r^T, for which see [`residual_norms`];
+    /// with zeros E is right up to a constant.
+    ///
+    /// # Errors
+    /// [`PruneError`]: shapes that do not fit, statistics that are not finite.
+    pub fn of(
+        weight: ArrayView2<T>,
+        statistics: &Statistics<T>,
+        norms: Array1<T>,
+    ) -> Result<Self, PruneError> {
+        let (n, k) = weight.dim();
+        expect_shape("weight", (n, k), (n, statistics.channels()))?;
+        expect_shape("residual norms", (norms.len(), 1), (n, 1))?;
+        let products = match &statistics.drift {
+            Some(drift) => {
+                check_finite("statistic dX X^T", drift.dxxt.view())?;
+                matmul(weight, drift.dxxt.view())
+            }
+            None => Array2::zeros((n, k)),
+        };
+        Ok(Residual { sequences: statistics.sequences, products, norms })
+    }
+}
+
+/// What pruning a linear layer wants to be small. For row w of W and w' = w + dw of W'
 ///
 /// ```text
-/// E = ||w' X^ - w X~||^2 + lambda ||dw||^2  =  dw (H + lambda I) dw^T - 2 w dX X^T dw^T + r r^T,     r = w dX
+/// E = ||w' X^ - w X~||^2 + lambda ||dw||^2  =  dw (H + lambda I) dw^T - 2 r X^T dw^T + r r^T,     r = w dX
 /// ```
 ///
 /// with lambda = damping * mean(diag H), the damping of Algorithm 1 ([see above](self)). Damping 0 gives the output
 /// error alone. All of it is in the unit of the statistics: the mean over sequences.
 #[derive(Clone, Debug)]
-pub struct Objective<'a, T> {
-    /// H + lambda I (k x k).
+pub struct Objective<T> {
+    /// H + lambda I (k x k); zero in the rows and columns of dead channels.
     hessian: Array2<T>,
-    /// Channels with H_pp = 0: no weight of theirs has any effect.
+    /// Channels with H_pp = 0: no weight of theirs has any effect, so E does not count them.
     dead: Vec<bool>,
-    /// dX X^T (k x k); without it dX = 0.
-    dxxt: Option<ArrayView2<'a, T>>,
 }
 
-impl<'a, T: Scalar> Objective<'a, T> {
-    /// The objective of the linears that share the input which `statistics` describe.
+/// Bytes that the factors of [`Objective::optimal_weights`] may take together; one row's are always allowed.
+const FACTOR_BYTES: usize = 1 << 29;
+
+impl<T: Scalar> Objective<T> {
+    /// The objective of the linears whose common input has this Hessian (k x k).
     ///
     /// # Errors
-    /// [`PruneError`]: a damping that is negative or not a number, statistics that are not finite.
-    pub fn new(statistics: &'a Statistics<T>, damping: f64) -> Result<Self, PruneError> {
+    /// [`PruneError`]: a damping that is negative or not a number, a Hessian that is not finite.
+    pub fn new(mut hessian: Array2<T>, damping: f64) -> Result<Self, PruneError> {
         super::check_not_negative("damping", damping)?;
-        check_finite("Hessian", statistics.hessian.view())?;
-        let dxxt = statistics.drift.as_ref().map(|drift| drift.dxxt.view());
-        if let Some(dxxt) = dxxt {
-            check_finite("statistic dX X^T", dxxt)?;
-        }
-        let mut hessian = statistics.hessian.clone();
+        check_finite("Hessian", hessian.view())?;
+        let dead = dead_channels(&hessian);
         damp(&mut hessian, damping);
-        Ok(Objective { hessian, dead: dead_channels(&statistics.hessian), dxxt })
+        for (h, _) in hessian.diag_mut().iter_mut().zip(&dead).filter(|(_, dead)| **dead) {
+            *h = T::zero();
+        }
+        Ok(Objective { hessian, dead })
     }
 
     /// E of each row (n) of `changed` against the original `weight` (both n x k).
-    ///
-    /// `residual` (n) holds r r^T of each row, the constant that H and dX X^T do not know: from [`residual_norms`], or
-    /// as calibration measures it, the running mean of ||w X~ - w X^||^2, a row's distance between the two streams
-    /// with the original weights. Zero leaves E up to a constant: enough to compare, not for a ratio.
     ///
     /// # Errors
     /// [`PruneError::Shape`].
@@ -310,24 +360,31 @@ impl<'a, T: Scalar> Objective<'a, T> {
         &self,
         weight: ArrayView2<T>,
         changed: ArrayView2<T>,
-        residual: ArrayView1<T>,
+        residual: &Residual<T>,
     ) -> Result<Array1<T>, PruneError> {
-        let (n, k) = (weight.nrows(), self.dead.len());
-        expect_shape("weight", weight.dim(), (n, k))?;
-        expect_shape("changed weight", changed.dim(), (n, k))?;
-        expect_shape("residual norms", (residual.len(), 1), (n, 1))?;
+        self.check_shapes(weight, residual)?;
+        expect_shape("changed weight", changed.dim(), weight.dim())?;
         let dw = &changed - &weight;
         let mut product = matmul(dw.view(), self.hessian.view());
-        if let Some(dxxt) = self.dxxt {
-            product.scaled_add(T::of(-2.0), &matmul(weight, dxxt));
-        }
-        Ok((dw * product).sum_axis(Axis(1)) + residual)
+        product.scaled_add(T::of(-2.0), &residual.products);
+        Ok((dw * product).sum_axis(Axis(1)) + &residual.norms)
+    }
+
+    /// The terms from which E is made, w (H + lambda I) w^T + r r^T of each row (n): E is known to a few roundings of
+    /// k times this.
+    ///
+    /// # Errors
+    /// [`PruneError::Shape`].
+    pub fn magnitude(&self, weight: ArrayView2<T>, residual: &Residual<T>) -> Result<Array1<T>, PruneError> {
+        self.check_shapes(weight, residual)?;
+        Ok((&weight * &matmul(weight, self.hessian.view())).sum_axis(Axis(1)) + &residual.norms)
     }
 
     /// The weights (n x k) with zeros where `mask` is `true` that make E smallest.
     ///
-    /// With K the kept columns of a row, w'_K (H + lambda I)_KK = (w (H + lambda I + dX X^T))_K: one Cholesky
-    /// factorisation for each row. Kept weights of dead channels stay as they are.
+    /// With K the kept columns of a row, w'_K (H + lambda I)_KK = (w (H + lambda I) + r X^T)_K: one Cholesky
+    /// factorisation for each row, of as many rows at a time as fit in 512 MiB. Kept weights of dead channels stay as
+    /// they are.
     ///
     /// # Errors
     /// [`PruneError`]: shapes that do not fit, weights that are not finite, kept columns whose Hessian is not positive
@@ -336,59 +393,76 @@ impl<'a, T: Scalar> Objective<'a, T> {
         &self,
         weight: ArrayView2<T>,
         mask: ArrayView2<bool>,
+        residual: &Residual<T>,
     ) -> Result<Array2<T>, PruneError> {
-        let (n, k) = (weight.nrows(), self.dead.len());
-        expect_shape("weight", weight.dim(), (n, k))?;
-        expect_shape("mask", mask.dim(), (n, k))?;
+        let k = self.dead.len();
+        let at_once = (FACTOR_BYTES / (k * k * size_of::<T>()).max(1)).max(1);
+        self.optimal_weights_in_chunks(weight, mask, residual, at_once)
+    }
+
+    fn optimal_weights_in_chunks(
+        &self,
+        weight: ArrayView2<T>,
+        mask: ArrayView2<bool>,
+        residual: &Residual<T>,
+        at_once: usize,
+    ) -> Result<Array2<T>, PruneError> {
+        self.check_shapes(weight, residual)?;
+        expect_shape("mask", mask.dim(), weight.dim())?;
         check_finite("weight", weight)?;
-        let mut target = matmul(weight, self.hessian.view());
-        if let Some(dxxt) = self.dxxt {
-            target += &matmul(weight, dxxt);
-        }
+        let k = self.dead.len();
+        let target = matmul(weight, self.hessian.view()) + &residual.products;
         let mut optimal = weight.to_owned();
         Zip::from(&mut optimal).and(mask).for_each(|w, &pruned| {
             if pruned {
                 *w = T::zero();
             }
         });
-        // All rows first, so that of several errors always the first row's is told.
-        let solved: Vec<Result<(), FactorError>> = optimal
-            .axis_iter_mut(Axis(0))
-            .into_par_iter()
-            .enumerate()
-            .map(|(row, mut w)| {
-                let kept: Vec<usize> = (0..k).filter(|&p| !mask[(row, p)] && !self.dead[p]).collect();
-                let mut factored = Array2::from_shape_fn((kept.len(), kept.len()), |(i, j)| {
-                    self.hessian[(kept[i], kept[j])]
-                });
-                T::cholesky_in_place(&mut factored).map_err(|at| FactorError::NotPositiveDefinite {
-                    column: kept[at],
-                    pivot: self.hessian[(kept[at], kept[at])].widen(),
-                })?;
-                let solution = solve(factored.view(), target.row(row).select(Axis(0), &kept));
-                for (&p, &value) in kept.iter().zip(&solution) {
-                    w[p] = value;
-                }
-                Ok(())
-            })
-            .collect();
-        solved.into_iter().collect::<Result<(), FactorError>>()?;
+        let solve_row = |row: usize, mut w: ArrayViewMut1<T>| {
+            let kept: Vec<usize> = (0..k).filter(|&p| !mask[(row, p)] && !self.dead[p]).collect();
+            let mut factored =
+                Array2::from_shape_fn((kept.len(), kept.len()), |(i, j)| self.hessian[(kept[i], kept[j])]);
+            T::cholesky_in_place(&mut factored).map_err(|at| FactorError::NotPositiveDefinite {
+                column: kept[at],
+                pivot: self.hessian[(kept[at], kept[at])].widen(),
+            })?;
+            let solution = solve(factored.view(), target.row(row).select(Axis(0), &kept));
+            for (&p, &value) in kept.iter().zip(&solution) {
+                w[p] = value;
+            }
+            Ok(())
+        };
+        for (i, mut rows) in optimal.axis_chunks_iter_mut(Axis(0), at_once).enumerate() {
+            let rows = rows.axis_iter_mut(Axis(0)).into_par_iter().enumerate();
+            // All of them first, so that of several errors always the first row's is told.
+            let solved: Vec<_> = rows.map(|(row, w)| solve_row(i * at_once + row, w)).collect();
+            solved.into_iter().collect::<Result<(), FactorError>>()?;
+        }
         check_finite("optimal weight", optimal.view())?;
         Ok(optimal)
     }
+
+    fn check_shapes(&self, weight: ArrayView2<T>, residual: &Residual<T>) -> Result<(), PruneError> {
+        let (n, k) = (weight.nrows(), self.dead.len());
+        expect_shape("weight", weight.dim(), (n, k))?;
+        expect_shape("residual", residual.products.dim(), (n, k))?;
+        expect_shape("residual norms", (residual.norms.len(), 1), (n, 1))
+    }
 }
 
-/// [`Objective::optimal_weights`] of one linear.
+/// [`Objective::optimal_weights`] of one linear from the statistics of its input.
 ///
 /// # Errors
-/// As [`Objective::new`] and [`Objective::optimal_weights`].
+/// As [`Objective::new`], [`Residual::of`] and [`Objective::optimal_weights`].
 pub fn optimal_weights<T: Scalar>(
     weight: ArrayView2<T>,
     statistics: &Statistics<T>,
     mask: ArrayView2<bool>,
     damping: f64,
 ) -> Result<Array2<T>, PruneError> {
-    Objective::new(statistics, damping)?.optimal_weights(weight, mask)
+    let objective = Objective::new(statistics.hessian.clone(), damping)?;
+    let residual = Residual::of(weight, statistics, Array1::zeros(weight.nrows()))?;
+    objective.optimal_weights(weight, mask, &residual)
 }
 
 /// r r^T of each row (n) of `weight` (n x k): diag(W dX dX^T W^T), from the full dX dX^T (k x k) in the unit of the
@@ -436,4 +510,27 @@ fn expect_shape(
     expected: (usize, usize),
 ) -> Result<(), PruneError> {
     if found == expected { Ok(()) } else { Err(PruneError::Shape { what, expected, found }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_optimum_does_not_depend_on_how_many_rows_are_solved_at_a_time() {
+        let x = Array2::from_shape_fn((20, 6), |(i, j)| ((i * 7 + j * 11) as f64 * 0.7).sin());
+        let mut statistics = Statistics::new(6, true);
+        statistics.update((&x * 1.5).view(), x.view());
+        let weight = Array2::from_shape_fn((7, 6), |(i, j)| ((i * 6 + j) as f64 * 1.3).cos());
+        let mask = Array2::from_shape_fn((7, 6), |(i, j)| (i + j) % 3 == 0);
+        let objective = Objective::new(statistics.hessian.clone(), 0.1).unwrap();
+        let residual = Residual::of(weight.view(), &statistics, Array1::zeros(7)).unwrap();
+        let whole = objective.optimal_weights(weight.view(), mask.view(), &residual).unwrap();
+        for at_once in 1..9 {
+            let found =
+                objective.optimal_weights_in_chunks(weight.view(), mask.view(), &residual, at_once).unwrap();
+            assert_eq!(found, whole, "{at_once} rows");
+        }
+        assert!(whole.outer_iter().zip(weight.outer_iter()).all(|(new, old)| new != old));
+    }
 }

@@ -50,6 +50,7 @@ pub mod teal;
 
 use serde::{Deserialize, Serialize};
 
+use baseline::gptaq::GridConfig;
 pub use factor::FactorError;
 pub use mask::{Sparsity, Threshold};
 pub use order::ColumnOrder;
@@ -280,6 +281,15 @@ pub enum ConfigError {
         /// B.
         block_size: usize,
     },
+    /// GPTAQ without grids.
+    #[error("gptaq rounds every weight to a grid and needs one: give the bits per weight (--bits)")]
+    NoGrid,
+    /// Grids for a method that has no column loop.
+    #[error("{method} has no column loop to quantise in; quantise with duogpt, sparsegpt or gptaq")]
+    NotQuantised {
+        /// The method.
+        method: &'static str,
+    },
     /// An allocation whose steps cannot add up to the target.
     #[error("steps of {step} of the weights are too coarse to reach a sparsity of {target}")]
     Step {
@@ -318,6 +328,12 @@ pub enum PruneError {
         /// Rows and columns that were given.
         found: (usize, usize),
     },
+    /// What the backend does not do.
+    #[error("this backend cannot {what}; use the CPU's")]
+    Unsupported {
+        /// What was asked of it.
+        what: &'static str,
+    },
     /// NaN or an infinity.
     #[error("the {what} has a value that is not finite at row {row}, column {column}")]
     NotFinite {
@@ -338,6 +354,8 @@ pub enum Method {
     DuoGpt(PruneConfig),
     /// Second-order pruning without it.
     SparseGpt(PruneConfig),
+    /// Quantisation with the output-residual correction; GPTQ with alpha = 0.
+    Gptaq(PruneConfig),
     /// Weight magnitude times input norm.
     Wanda(Sparsity),
     /// Weight magnitude.
@@ -350,6 +368,7 @@ impl Method {
         match self {
             Method::DuoGpt(_) => "duogpt",
             Method::SparseGpt(_) => "sparsegpt",
+            Method::Gptaq(_) => "gptaq",
             Method::Wanda(_) => "wanda",
             Method::Magnitude(_) => "magnitude",
         }
@@ -358,7 +377,9 @@ impl Method {
     /// The weight sparsity asked for.
     pub fn weight_sparsity(&self) -> Sparsity {
         match self {
-            Method::DuoGpt(config) | Method::SparseGpt(config) => config.weight_sparsity,
+            Method::DuoGpt(config) | Method::SparseGpt(config) | Method::Gptaq(config) => {
+                config.weight_sparsity
+            }
             Method::Wanda(sparsity) | Method::Magnitude(sparsity) => *sparsity,
         }
     }
@@ -366,7 +387,7 @@ impl Method {
     /// Whether calibration prunes the activations that the method sees. Wanda and magnitude are calibrated on dense
     /// activations.
     pub fn sees_sparse_activations(&self) -> bool {
-        matches!(self, Method::DuoGpt(_) | Method::SparseGpt(_))
+        matches!(self, Method::DuoGpt(_) | Method::SparseGpt(_) | Method::Gptaq(_))
     }
 
     /// Checks the settings, for a layer of k input channels.
@@ -375,8 +396,119 @@ impl Method {
     /// [`ConfigError`] for the first setting that makes no sense.
     pub fn check(&self, k: usize) -> Result<(), ConfigError> {
         match self {
-            Method::DuoGpt(config) | Method::SparseGpt(config) => config.check(k),
+            Method::DuoGpt(config) | Method::SparseGpt(config) | Method::Gptaq(config) => config.check(k),
             Method::Wanda(sparsity) | Method::Magnitude(sparsity) => sparsity.check(k),
+        }
+    }
+
+    /// Checks whether the kept weights can be rounded to `grids`. GPTAQ must have some; the methods without a column
+    /// loop, in which the others make up for the rounding, can have none.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that makes no sense.
+    pub fn check_grids(&self, grids: Option<&GridConfig>) -> Result<(), ConfigError> {
+        match (self, grids) {
+            (Method::Gptaq(_), None) => Err(ConfigError::NoGrid),
+            (Method::Wanda(_) | Method::Magnitude(_), Some(_)) => {
+                Err(ConfigError::NotQuantised { method: self.name() })
+            }
+            (Method::DuoGpt(config) | Method::SparseGpt(config) | Method::Gptaq(config), Some(grids)) => {
+                grids.check(config.block_size)
+            }
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles_are_the_published_settings() {
+        let (sparsity, hessian) = (Sparsity::Unstructured(0.5), ColumnOrder::Hessian);
+        let settings =
+            |c: PruneConfig| (c.damping, c.column_order, c.alpha.score, c.alpha.update, c.hessian_scale);
+        assert_eq!(settings(PruneConfig::paper(sparsity)), (0.1, hessian, 1.0, 1.0, 1.0));
+        assert_eq!(settings(PruneConfig::upstream(sparsity)), (0.05, hessian, 0.125, 0.125, 1.0));
+        let natural = ColumnOrder::Natural;
+        assert_eq!(settings(PruneConfig::sparsegpt(sparsity)), (0.01, natural, 0.0, 0.0, 2.0));
+        assert_eq!(settings(PruneConfig::gptaq()), (0.01, natural, 0.0, 0.25, 2.0));
+        assert_eq!(settings(PruneConfig::default()), (0.01, natural, 0.25, 0.25, 1.0));
+        for config in [PruneConfig::paper(sparsity), PruneConfig::sparsegpt(sparsity), PruneConfig::default()]
+        {
+            assert_eq!(config.block_size, 128);
+            assert_eq!((config.lazy_update, config.threshold), (LazyUpdate::Pruned, Threshold::Inclusive));
+            assert_eq!((config.weight_sparsity, config.dead_channels), (sparsity, DeadChannels::Zero));
+        }
+        let gptaq = PruneConfig::gptaq();
+        assert_eq!((gptaq.weight_sparsity, gptaq.threshold), (Sparsity::Unstructured(0.0), Threshold::Exact));
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_refused_by_name() {
+        let good = PruneConfig::default();
+        assert_eq!(good.check(100), Ok(()));
+        let changed = |change: &dyn Fn(&mut PruneConfig)| {
+            let mut config = good;
+            change(&mut config);
+            config.check(100).unwrap_err()
+        };
+        let negative = |what, value| ConfigError::Negative { what, value };
+        let not_positive = |what, value| ConfigError::NotPositive { what, value };
+        assert_eq!(changed(&|c| c.block_size = 0), not_positive("block size", 0.0));
+        assert_eq!(changed(&|c| c.damping = -1.0), negative("damping", -1.0));
+        assert_eq!(
+            changed(&|c| c.alpha.score = f64::INFINITY),
+            negative("alpha of the score", f64::INFINITY)
+        );
+        assert_eq!(changed(&|c| c.alpha.update = -0.5), negative("alpha of the update", -0.5));
+        assert_eq!(changed(&|c| c.hessian_scale = 0.0), not_positive("Hessian scale", 0.0));
+        let infinite = f64::INFINITY;
+        assert_eq!(changed(&|c| c.hessian_scale = infinite), not_positive("Hessian scale", infinite));
+        assert!(matches!(
+            changed(&|c| c.weight_sparsity = Sparsity::Unstructured(1.0)),
+            ConfigError::Fraction { .. }
+        ));
+        // M must divide the block size, and the columns.
+        let group = |width| ConfigError::Group { n: 2, m: 8, width };
+        assert_eq!(changed(&|c| c.weight_sparsity = Sparsity::NofM { n: 2, m: 8 }), group(100));
+        let of_a_block = |c: &mut PruneConfig| {
+            (c.weight_sparsity, c.block_size) = (Sparsity::NofM { n: 2, m: 8 }, 100);
+        };
+        assert_eq!(changed(&of_a_block), group(100));
+        let run = |c: &mut PruneConfig| c.column_order = ColumnOrder::Interleaved { run: 33 };
+        assert_eq!(changed(&run), ConfigError::Run { run: 33, block_size: 128 });
+        // Zero is a damping, and an alpha.
+        let zero = PruneConfig { damping: 0.0, alpha: Alpha::both(0.0), ..good };
+        assert_eq!(zero.check(100), Ok(()));
+    }
+
+    #[test]
+    fn methods_know_their_names_settings_and_data() {
+        let sparsity = Sparsity::NofM { n: 2, m: 4 };
+        let config = PruneConfig { weight_sparsity: sparsity, ..PruneConfig::default() };
+        let methods = [
+            (Method::DuoGpt(config), "duogpt", true),
+            (Method::SparseGpt(config), "sparsegpt", true),
+            (Method::Gptaq(config), "gptaq", true),
+            (Method::Wanda(sparsity), "wanda", false),
+            (Method::Magnitude(sparsity), "magnitude", false),
+        ];
+        let grids = GridConfig {
+            bits: 4,
+            symmetry: baseline::gptaq::Symmetry::Symmetric,
+            range: baseline::gptaq::GridRange::Full,
+            group_size: None,
+        };
+        for (method, name, second_order) in methods {
+            assert_eq!((method.name(), method.weight_sparsity()), (name, sparsity));
+            assert_eq!(method.sees_sparse_activations(), second_order);
+            assert_eq!((method.check(8), method.check(6).is_err()), (Ok(()), true));
+            assert_eq!(method.check_grids(Some(&grids)).is_ok(), second_order);
+            assert_eq!(method.check_grids(None).is_ok(), name != "gptaq");
+            let too_wide = GridConfig { bits: 17, ..grids };
+            assert!(method.check_grids(Some(&too_wide)).is_err());
         }
     }
 }

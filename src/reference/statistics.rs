@@ -95,7 +95,7 @@ pub(crate) fn running_mean(seen: usize) -> (f64, f64) {
 }
 
 /// mean <- keep mean + add diag(X X^T), X given as tokens x k.
-fn blend<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: ArrayView2<T>) {
+pub(super) fn blend<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: ArrayView2<T>) {
     let mut squares = Array1::<T>::zeros(mean.len());
     for token in x.axis_iter(Axis(0)) {
         Zip::from(&mut squares).and(&token).for_each(|sum, &x| *sum += x * x);

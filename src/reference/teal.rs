@@ -2,7 +2,8 @@
 //!
 //! Calibration counts the magnitudes of a tensor in a histogram; the threshold t for a wanted sparsity is read off
 //! it, and at run time the entries with |x| > t stay. No token is sorted any more, and single tokens may be sparser
-//! or denser than wanted. How sparse each projection of a layer is to be, [`greedy_allocation`] decides.
+//! or denser than wanted. How sparse each projection of a layer is to be, [`greedy_allocation`] decides. For a whole model
+//! see [`calibrate::thresholds`](crate::calibrate::thresholds).
 
 use ndarray::{ArrayView2, ArrayViewMut2, s};
 

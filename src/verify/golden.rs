@@ -30,22 +30,24 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Ix1, s};
+use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Ix1};
 use serde::Serialize;
 
-use super::compare::{Comparison, Place, Processing, compare};
+use super::compare::{Processing, compare, compare_decisions};
+use super::report::{FileReport, Stage};
 use crate::linalg::{Scalar, matmul};
 use crate::reference::activation::prune_activations;
 use crate::reference::baseline::gptaq::{GridConfig, GridRange, Quantised, Symmetry, quantise};
 use crate::reference::baseline::{sparsegpt::sparsegpt, wanda::wanda};
 use crate::reference::factor::{damp, dead_channels, factor, revive_dead_channels};
+use crate::reference::mask::lowest;
 use crate::reference::order::inverse;
 use crate::reference::prune::{Ordered, damped_factor, in_processing_order, prepare};
 use crate::reference::score::{Coefficients, coefficients, residual_projection, update_matrix};
 use crate::reference::{
     Alpha, ChannelNorms, ColumnOrder, Drift, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics,
 };
-use crate::tensors::{TensorError, TensorFile};
+use crate::tensors::{FloatType, TensorError, TensorFile};
 
 /// What an f64 implementation may differ by, relative to the largest golden entry of the stage.
 const F64_BUDGET: f64 = 1e-9;
@@ -90,80 +92,54 @@ pub enum Kind {
     ActivationPruning,
 }
 
-/// The outcome of one stage.
-#[derive(Clone, Debug, Serialize)]
-pub struct Stage {
-    /// Its name.
-    pub name: String,
-    /// Largest error relative to the largest golden entry (absolute if that is zero); for decisions the number that
-    /// differ.
-    pub error: f64,
-    /// What was allowed.
-    pub budget: f64,
-    /// Whether the stage holds.
-    pub passed: bool,
-    /// The first difference beyond the budget in processing order, else the largest one.
-    pub place: Option<Place>,
-    /// What there is to say besides.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-}
-
-impl Stage {
-    fn values(name: impl Into<String>, outcome: Comparison) -> Self {
-        let passed = outcome.passed();
-        let place = outcome.first.or(outcome.worst.filter(|_| outcome.error > 0.0));
-        Stage { name: name.into(), error: outcome.error, budget: outcome.budget, passed, place, note: None }
-    }
-}
-
-/// The outcome of one file.
-#[derive(Clone, Debug, Serialize)]
-pub struct FileReport {
-    /// The file.
-    pub path: PathBuf,
-    /// What it holds; `None` where it is no golden file.
-    pub kind: Option<Kind>,
-    /// Stage by stage.
-    pub stages: Vec<Stage>,
-    /// What was not checked, and why.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub skipped: Option<String>,
-}
-
-impl FileReport {
-    /// Whether every stage holds.
-    pub fn passed(&self) -> bool {
-        self.stages.iter().all(|stage| stage.passed)
-    }
-}
-
 /// Checks one golden file with the reference in the arithmetic `T`.
 ///
 /// # Errors
 /// [`GoldenError`] when the file cannot be read or is not understood. A stage that differs is not an error: it is in
 /// the report.
 pub fn verify_file<T: Scalar>(path: &Path) -> Result<FileReport, GoldenError> {
-    let golden = Golden { file: TensorFile::open(path)? };
+    let file = TensorFile::open(path)?;
+    let golden = Golden { file: &file };
     let kind = golden.kind();
-    let mut skipped = None;
     let stages = match kind {
         Some(Kind::DuoGpt) => golden.duogpt::<T>()?,
         Some(Kind::SparseGpt) => golden.sparsegpt::<T>()?,
         Some(Kind::Wanda) => golden.wanda::<T>()?,
         Some(Kind::ActivationPruning) => golden.activation_pruning::<T>()?,
         Some(Kind::Gptaq) => golden.gptaq::<T>()?,
-        None => {
-            skipped =
-                Some("not a golden file: neither its metadata nor its tensors name a known kind".into());
-            Vec::new()
-        }
+        None => Vec::new(),
     };
-    Ok(FileReport { path: path.to_path_buf(), kind, stages, skipped })
+    let not_compared = match kind {
+        Some(_) => Vec::new(),
+        None => vec!["not a golden file: neither its metadata nor its tensors name a known kind".into()],
+    };
+    Ok(FileReport {
+        path: path.to_path_buf(),
+        sha256: file.sha256(),
+        expected: None,
+        kind,
+        stages,
+        not_compared,
+    })
 }
 
-struct Golden {
-    file: TensorFile,
+/// The scores and the mask that a DuoGPT file recorded; `None` for any other file.
+pub(super) fn recorded_cuts(file: &TensorFile) -> Result<Option<Cuts>, GoldenError> {
+    let golden = Golden { file };
+    if golden.kind() != Some(Kind::DuoGpt) || file.get("trace.score").is_none() {
+        return Ok(None);
+    }
+    let score = file.matrix::<f64>("trace.score")?;
+    let mask = golden.mask_of("trace.mask", score.dim())?;
+    let order = golden.recorded_order(score.ncols())?.unwrap_or_else(|| (0..score.ncols()).collect());
+    let position = inverse(&order);
+    let in_original_order = |order: &[usize]| (score.select(Axis(1), order), mask.select(Axis(1), order));
+    let (score, mask) = in_original_order(&position);
+    Ok(Some(Cuts::new(score, mask, order, Region::of(&golden.config()?))))
+}
+
+struct Golden<'a> {
+    file: &'a TensorFile,
 }
 
 /// A matrix of one column, so that vectors are compared like matrices.
@@ -189,7 +165,7 @@ struct Budgets {
     terms: f64,
 }
 
-impl Golden {
+impl Golden<'_> {
     fn malformed(&self, detail: impl Into<String>) -> GoldenError {
         GoldenError::Malformed { path: self.file.path().to_path_buf(), detail: detail.into() }
     }
@@ -280,8 +256,7 @@ impl Golden {
 
         let mut stages = Vec::new();
         let mut stage = |name: &str, found: Array2<T>, expected: Array2<f64>, budget: f64| {
-            stages
-                .push(Stage::values(name, compare(found.view(), expected.view(), budget, Processing::Rows)));
+            stages.push(values_stage(name, found.view(), expected.view(), budget, Processing::Rows));
         };
         let hessian = self.square("stats.hessian", k)?;
         stage("statistics: H", &statistics.hessian * T::of(scale), hessian, budgets.hessian);
@@ -429,16 +404,18 @@ impl Golden {
         };
         let mut pruned = run(None)?;
         if let Some(golden_mask) = &golden_mask {
-            let decided = pruned.mask.clone();
+            let mut decided = pruned.mask.clone();
             if decided != *golden_mask {
+                // One flip changes every later score: decide again on the golden path.
                 pruned = run(Some(golden_mask.view()))?;
+                decided = decide(pruned.score.view(), &config).select(Axis(1), &position);
             }
             let score = self.matrix_of("trace.score", (n, k))?;
-            let compared =
-                compare(pruned.score.view(), score.view(), factored, Processing::Columns(&natural));
-            stages.push(Stage::values("score", compared));
+            let columns = Processing::Columns(&natural);
+            stages.push(values_stage("score", pruned.score.view(), score.view(), factored, columns));
             let score = score.select(Axis(1), &position);
-            stages.push(mask_stage::<T>("mask", &decided, golden_mask, &score, &order, &config, factored));
+            let cuts = Cuts::new(score, golden_mask.clone(), order.clone(), Region::of(&config));
+            stages.push(mask_stage::<T>("mask", &decided, &cuts, factored));
         }
         let output = self.matrix_of("output.weight", (n, k))?;
         // Without traces the mask of the output stands in for the one that was not recorded.
@@ -447,8 +424,8 @@ impl Golden {
             name = "weight (mask of the golden output)";
             pruned = run(Some(output.mapv(|w| w == 0.0).view()))?;
         }
-        let compared = compare(pruned.weight.view(), output.view(), factored, Processing::Columns(&order));
-        stages.push(Stage::values(name, compared));
+        let columns = Processing::Columns(&order);
+        stages.push(values_stage(name, pruned.weight.view(), output.view(), factored, columns));
         Ok(stages)
     }
 
@@ -478,15 +455,7 @@ impl Golden {
         let k = statistics.channels();
         let dead = dead_channels(&statistics.hessian);
         let ours = in_processing_order(statistics, &dead, config, None).map_err(|e| self.refused(e))?.order;
-        if self.file.get("trace.perm").is_none() {
-            return Ok((None, ours));
-        }
-        let golden = self.file.integers::<Ix1>("trace.perm")?;
-        self.expect_shape("trace.perm", golden.shape(), &[k])?;
-        let golden: Option<Vec<usize>> =
-            golden.iter().map(|&c| usize::try_from(c).ok().filter(|&c| c < k)).collect();
-        let golden = golden.ok_or_else(|| self.malformed("`trace.perm` names columns that do not exist"))?;
-
+        let Some(golden) = self.recorded_order(k)? else { return Ok((None, ours)) };
         let key = |column: usize| {
             let h = if dead[column] { 1.0 } else { statistics.hessian[(column, column)].widen() };
             match (&config.column_order, &statistics.drift) {
@@ -494,26 +463,32 @@ impl Golden {
                 _ => h,
             }
         };
-        let largest = (0..k).map(key).fold(0.0, f64::max);
-        let tolerance = if is_f64::<T>() { 0.0 } else { key_budget * largest };
-        let wrong = |i: &usize| (key(ours[*i]) - key(golden[*i])).abs() > tolerance;
-        let differing = (0..k).filter(wrong).count();
-        let first = (0..k).find(wrong);
-        let tied = (0..k).filter(|&i| ours[i] != golden[i]).count() - differing;
-        let stage = Stage {
-            name: "permutation".into(),
-            error: differing as f64,
-            budget: 0.0,
-            passed: differing == 0,
-            place: first.map(|i| Place {
-                row: 0,
-                column: i,
-                expected: golden[i] as f64,
-                found: ours[i] as f64,
-            }),
-            note: (tied > 0).then(|| format!("{tied} columns with equal keys stand in another order")),
-        };
+        // Equal keys may stand in either order.
+        let largest = (0..k).map(key).fold(f64::MIN_POSITIVE, f64::max);
+        let budget = if is_f64::<T>() { 0.0 } else { key_budget };
+        let margin = |_, i: usize| Some((key(ours[i]) - key(golden[i])).abs() / largest);
+        let as_row = |order: &[usize]| Array2::from_shape_fn((1, k), |(_, i)| order[i] as f64);
+        let natural: Vec<usize> = (0..k).collect();
+        let outcome =
+            compare_decisions(as_row(&ours).view(), as_row(&golden).view(), &natural, Some(budget), margin);
+        let stage = Stage::decisions("permutation", outcome);
         Ok((Some(stage), golden))
+    }
+
+    /// `trace.perm`, where it was recorded.
+    fn recorded_order(&self, k: usize) -> Result<Option<Vec<usize>>, GoldenError> {
+        if self.file.get("trace.perm").is_none() {
+            return Ok(None);
+        }
+        let order = self.file.integers::<Ix1>("trace.perm")?;
+        self.expect_shape("trace.perm", order.shape(), &[k])?;
+        let mut seen = vec![false; k];
+        let mut fresh = |&c: &usize| c < k && !std::mem::replace(&mut seen[c], true);
+        let order: Option<Vec<usize>> =
+            order.iter().map(|&c| usize::try_from(c).ok().filter(&mut fresh)).collect();
+        let order =
+            order.ok_or_else(|| self.malformed("`trace.perm` is not a permutation of the columns"))?;
+        Ok(Some(order))
     }
 
     /// L^T, Q, alpha D, a, b, 2c.
@@ -539,7 +514,7 @@ impl Golden {
         let d = update_matrix(q.clone(), l.view()) * alpha;
 
         let stage = |name: &str, found: &Array2<T>, expected: &Array2<f64>, budget| {
-            Stage::values(name, compare(found.view(), expected.view(), budget, Processing::Rows))
+            values_stage(name, found.view(), expected.view(), budget, Processing::Rows)
         };
         Ok(vec![
             stage("factor: L^T", &l.t().to_owned(), &self.square("trace.hinv_chol", k)?, factored),
@@ -566,12 +541,17 @@ impl Golden {
             let pruned =
                 sparsegpt(cast::<T, _>(&weight).view(), &statistics, &config).map_err(|e| self.refused(e))?;
             let replay = |mask: ArrayView2<bool>| {
-                prepare(&statistics, &config, Replay::default()).and_then(|p| {
-                    p.prune(cast::<T, _>(&weight).view(), &config, Replay { order: None, mask: Some(mask) })
-                })
+                let replay = Replay { order: None, mask: Some(mask) };
+                let pruned = prepare(&statistics, &config, Replay::default())?.prune(
+                    cast::<T, _>(&weight).view(),
+                    &config,
+                    replay,
+                )?;
+                let decided = decide(pruned.score.view(), &config);
+                Ok((pruned, decided))
             };
             let factored = self.factored_budget::<T>(&budgets, damping, weight.ncols())?;
-            stages.extend(self.baseline_stages(&run, pruned, replay, &config, factored)?);
+            stages.extend(self.baseline_stages(&run, pruned, replay, Region::of(&config), factored)?);
         }
         Ok(stages)
     }
@@ -587,13 +567,20 @@ impl Golden {
         let budget =
             if is_f64::<T>() { F64_BUDGET } else { (tokens + 3 * sequences + 8) as f64 * T::UNIT_ROUNDOFF };
         let golden = column(&self.vector("stats.scaler_row", k)?);
-        let compared = compare(column(&norms.square_norms).view(), golden.view(), budget, Processing::Rows);
-        let mut stages = vec![Stage::values("statistics: norms", compared)];
+        let norms_found = column(&norms.square_norms);
+        let mut stages = vec![values_stage(
+            "statistics: norms",
+            norms_found.view(),
+            golden.view(),
+            budget,
+            Processing::Rows,
+        )];
         let weight = self.file.matrix::<f64>("input.weight")?;
         for run in self.runs(".mask") {
             let (sparsity, _) = self.settings(&run)?;
             let pruned =
                 wanda(cast::<T, _>(&weight).view(), &norms, sparsity).map_err(|e| self.refused(e))?;
+            let decided = pruned.mask.clone(); // no score depends on a mask
             let replay = |mask: ArrayView2<bool>| {
                 let mut replayed = Pruned {
                     weight: cast(&weight),
@@ -605,10 +592,13 @@ impl Golden {
                         *w = T::zero()
                     }
                 });
-                Ok(replayed)
+                Ok((replayed, decided.clone()))
             };
-            let config = PruneConfig::sparsegpt(sparsity);
-            stages.extend(self.baseline_stages(&run, pruned, replay, &config, budget)?);
+            let region = match sparsity {
+                Sparsity::Unstructured(_) => Region { per_row: true, width: k },
+                Sparsity::NofM { m, .. } => Region { per_row: true, width: m },
+            };
+            stages.extend(self.baseline_stages(&run, pruned, replay, region, budget)?);
         }
         Ok(stages)
     }
@@ -656,10 +646,7 @@ impl Golden {
         };
         let stage = |name: &str, found: &Array2<T>, expected: &Array2<f64>, budget: f64| {
             let processing = if found.ncols() == k { Processing::Columns(order) } else { Processing::Rows };
-            Stage::values(
-                format!("{run}: {name}"),
-                compare(found.view(), expected.view(), budget, processing),
-            )
+            values_stage(format!("{run}: {name}"), found.view(), expected.view(), budget, processing)
         };
         Ok(vec![
             stage("scale", &quantised.scale, &scale, scale_budget),
@@ -705,31 +692,26 @@ impl Golden {
         &self,
         run: &str,
         mut pruned: Pruned<T>,
-        replay: impl Fn(ArrayView2<bool>) -> Result<Pruned<T>, PruneError>,
-        config: &PruneConfig,
+        replay: impl Fn(ArrayView2<bool>) -> Result<(Pruned<T>, Array2<bool>), PruneError>,
+        region: Region,
         budget: f64,
     ) -> Result<Vec<Stage>, GoldenError> {
         let shape = pruned.weight.dim();
         let natural: Vec<usize> = (0..shape.1).collect();
         let golden_mask = self.mask_of(&format!("{run}.mask"), shape)?;
-        let decided = pruned.mask.clone();
+        let mut decided = pruned.mask.clone();
         if decided != golden_mask {
-            pruned = replay(golden_mask.view()).map_err(|e| self.refused(e))?;
+            (pruned, decided) = replay(golden_mask.view()).map_err(|e| self.refused(e))?;
         }
         // The original's scores are not recorded: margins are ours, under the golden mask.
         let score = pruned.score.mapv(|s| s.widen());
-        let mask = mask_stage::<T>(
-            &format!("{run}: mask"),
-            &decided,
-            &golden_mask,
-            &score,
-            &natural,
-            config,
-            budget,
-        );
+        let cuts = Cuts::new(score, golden_mask, natural.clone(), region);
+        let mask = mask_stage::<T>(format!("{run}: mask"), &decided, &cuts, budget);
         let golden = self.matrix_of(&format!("{run}.weight"), shape)?;
-        let compared = compare(pruned.weight.view(), golden.view(), budget, Processing::Columns(&natural));
-        Ok(vec![mask, Stage::values(format!("{run}: weight"), compared)])
+        let columns = Processing::Columns(&natural);
+        let weight =
+            values_stage(format!("{run}: weight"), pruned.weight.view(), golden.view(), budget, columns);
+        Ok(vec![mask, weight])
     }
 
     /// `unstructured50`, `unstructured70_damp10` (damping 0.10), `nm24`.
@@ -786,57 +768,116 @@ fn activation_stage<T: Scalar>(name: &str, input: &Array3<f64>, golden: &Array3<
     prune_activations(found.view_mut(), p);
     // Entries are kept or zeroed, never computed: only the rounding of the input itself may show.
     let budget = if is_f64::<T>() { 0.0 } else { T::UNIT_ROUNDOFF };
-    Stage::values(name, compare(found.view(), flat(golden).view(), budget, Processing::Rows))
+    values_stage(name, found.view(), flat(golden).view(), budget, Processing::Rows)
 }
 
-/// Counts the flips of `decided` against `golden` (original order) and weighs each by its distance from the cut.
-///
-/// `score` (original order) is on the golden path, so that one flip does not cause the next.
-fn mask_stage<T: Scalar>(
-    name: &str,
-    decided: &Array2<bool>,
-    golden: &Array2<bool>,
-    score: &Array2<f64>,
-    order: &[usize],
-    config: &PruneConfig,
-    score_budget: f64,
+/// Compares values in the arithmetic under test.
+fn values_stage<T: Scalar>(
+    name: impl Into<String>,
+    found: ArrayView2<T>,
+    expected: ArrayView2<f64>,
+    budget: f64,
+    processing: Processing,
 ) -> Stage {
-    let (n, k) = golden.dim();
-    let largest = score.iter().fold(0.0f64, |m, s| m.max(s.abs()));
-    let mut flips = 0;
-    let mut first = None;
-    let mut widest = 0.0f64;
-    for (position, &column) in order.iter().enumerate() {
-        for row in 0..n {
-            if decided[(row, column)] == golden[(row, column)] {
-                continue;
+    let precision = if is_f64::<T>() { FloatType::F64 } else { FloatType::F32 };
+    Stage::values(name, compare(found, expected, precision, budget, processing))
+}
+
+/// The mask that these scores ask for, block by block (group by group for N:M); both in processing order.
+fn decide<T: Scalar>(score: ArrayView2<T>, config: &PruneConfig) -> Array2<bool> {
+    let mut mask = Array2::from_elem(score.dim(), false);
+    match config.weight_sparsity {
+        Sparsity::Unstructured(p) => {
+            for (score, mut mask) in (score.axis_chunks_iter(Axis(1), config.block_size))
+                .zip(mask.axis_chunks_iter_mut(Axis(1), config.block_size))
+            {
+                mask.assign(&config.threshold.select(score, p));
             }
-            flips += 1;
-            let cut = cut(score, golden, order, config.weight_sparsity, config.block_size, (row, position));
-            let margin = (score[(row, column)] - cut).abs();
-            widest = widest.max(margin);
-            let as_number = |flag| f64::from(u8::from(flag));
-            first.get_or_insert(Place {
-                row,
-                column,
-                expected: as_number(golden[(row, column)]),
-                found: as_number(decided[(row, column)]),
-            });
+        }
+        Sparsity::NofM { n, m } => {
+            for (score, mut mask) in score.exact_chunks((1, m)).into_iter().zip(mask.exact_chunks_mut((1, m)))
+            {
+                mask.row_mut(0).assign(&lowest(&score.row(0).to_vec(), n));
+            }
         }
     }
-    let relative = if largest == 0.0 { widest } else { widest / largest };
-    let passed = flips == 0 || (!is_f64::<T>() && relative <= score_budget);
-    let note = (flips > 0).then(|| {
-        format!(
-            "{flips} of {} decisions differ, at most {relative:.1e} of the largest score from the cut",
-            n * k
-        )
-    });
-    Stage { name: name.into(), error: flips as f64, budget: 0.0, passed, place: first, note }
+    mask
 }
 
-/// Counts the weights that were rounded to another code than the golden one, and weighs each by the distance from
-/// the middle between the two points. Each was rounded on the golden path, so that one flip does not cause the next.
+/// Which scores one cut runs through: `width` columns (in processing order) of all rows, or of one.
+#[derive(Clone, Copy)]
+pub(super) struct Region {
+    per_row: bool,
+    width: usize,
+}
+
+impl Region {
+    fn of(config: &PruneConfig) -> Self {
+        match config.weight_sparsity {
+            Sparsity::Unstructured(_) => Region { per_row: false, width: config.block_size },
+            Sparsity::NofM { m, .. } => Region { per_row: true, width: m },
+        }
+    }
+}
+
+/// A mask, and the scores that it cuts.
+pub(super) struct Cuts {
+    /// n x k, original column order.
+    score: Array2<f64>,
+    /// n x k, original column order.
+    mask: Array2<bool>,
+    /// Position to original column (k).
+    pub(super) order: Vec<usize>,
+    region: Region,
+    /// The largest score that is pruned in each region: a row per row of scores, or one for all.
+    cuts: Array2<f64>,
+    /// The largest magnitude of a score.
+    largest: f64,
+}
+
+impl Cuts {
+    /// `score` (n x k, original order) must be on the path of `mask`, so that one flip does not cause the next.
+    fn new(score: Array2<f64>, mask: Array2<bool>, order: Vec<usize>, region: Region) -> Self {
+        let (n, k) = score.dim();
+        let rows = if region.per_row { n } else { 1 };
+        let mut cuts = Array2::from_elem((rows, k.div_ceil(region.width)), f64::NEG_INFINITY);
+        for (position, &column) in order.iter().enumerate() {
+            for row in (0..n).filter(|&row| mask[(row, column)]) {
+                let cut = &mut cuts[(row % rows, position / region.width)];
+                *cut = cut.max(score[(row, column)]);
+            }
+        }
+        let largest = score.iter().fold(f64::MIN_POSITIVE, |m, s| m.max(s.abs()));
+        Cuts { score, mask, order, region, cuts, largest }
+    }
+
+    /// n and k.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        self.score.dim()
+    }
+
+    /// How far the score of an element is from the cut through its region, relative to the largest score of all.
+    pub(super) fn margin(&self, row: usize, position: usize) -> f64 {
+        let cut = self.cuts[(row % self.cuts.nrows(), position / self.region.width)];
+        (self.score[(row, self.order[position])] - cut).abs() / self.largest
+    }
+}
+
+/// Holds `decided` (original order) to the mask of `cuts`.
+fn mask_stage<T: Scalar>(
+    name: impl Into<String>,
+    decided: &Array2<bool>,
+    cuts: &Cuts,
+    score_budget: f64,
+) -> Stage {
+    let budget = (!is_f64::<T>()).then_some(score_budget);
+    let margin = |row, position| Some(cuts.margin(row, position));
+    Stage::decisions(name, compare_decisions(decided.view(), cuts.mask.view(), &cuts.order, budget, margin))
+}
+
+/// Holds the codes to the golden ones. The margin of a weight that was rounded to another code is its distance from
+/// the middle between the two points, relative to the largest weight. Each was rounded on the golden path, so that one
+/// flip does not cause the next.
 fn code_stage<T: Scalar>(
     name: &str,
     quantised: &Quantised<T>,
@@ -845,66 +886,20 @@ fn code_stage<T: Scalar>(
     order: &[usize],
     budget: f64,
 ) -> Stage {
-    let largest = weight.iter().fold(0.0f64, |m, w| m.max(w.abs()));
-    let mut flips = 0;
-    let mut first = None;
-    let mut widest = 0.0f64;
-    for &column in order {
-        for row in 0..golden.nrows() {
-            let (found, expected) = (quantised.codes[(row, column)], golden[(row, column)]);
-            if found == expected {
-                continue;
-            }
-            flips += 1;
-            first.get_or_insert(Place {
-                row,
-                column,
-                expected: f64::from(expected),
-                found: f64::from(found),
-            });
-            let (scale, zero) = (quantised.scale[(row, 0)].widen(), quantised.zero[(row, 0)].widen());
-            let middle = scale * (f64::from(found) / 2.0 + f64::from(expected) / 2.0 - zero);
-            widest = widest.max((quantised.target[(row, column)].widen() - middle).abs() / largest);
-        }
-    }
-    let note = (flips > 0).then(|| {
-        format!(
-            "{flips} of {} weights rounded to another code, at most {widest:.1e} of the largest weight from the middle \
-             between the two points",
-            golden.len()
-        )
-    });
-    let passed = flips == 0 || (!is_f64::<T>() && widest <= budget);
-    Stage { name: name.into(), error: f64::from(flips), budget: 0.0, passed, place: first, note }
-}
-
-/// The score at which the golden mask cuts the block (or row, or group) that holds an element: the largest pruned one.
-fn cut(
-    score: &Array2<f64>,
-    golden: &Array2<bool>,
-    order: &[usize],
-    sparsity: Sparsity,
-    block_size: usize,
-    (row, position): (usize, usize),
-) -> f64 {
-    let (rows, width) = match sparsity {
-        Sparsity::Unstructured(_) => (0..score.nrows(), block_size),
-        Sparsity::NofM { m, .. } => (row..row + 1, m),
+    let largest = weight.iter().fold(f64::MIN_POSITIVE, |m, w| m.max(w.abs()));
+    let margin = |row, position: usize| {
+        let at = (row, order[position]);
+        let (scale, zero) = (quantised.scale[(row, 0)].widen(), quantised.zero[(row, 0)].widen());
+        let middle = scale * (f64::from(quantised.codes[at]) / 2.0 + f64::from(golden[at]) / 2.0 - zero);
+        Some((quantised.target[at].widen() - middle).abs() / largest)
     };
-    let start = position / width * width;
-    let columns = &order[start..(start + width).min(order.len())];
-    let rows = s![rows, ..];
-    let (score, golden) = (score.slice(rows), golden.slice(rows));
-    let in_block = |a: &(usize, usize)| golden[*a];
-    (0..score.nrows())
-        .flat_map(|i| columns.iter().map(move |&j| (i, j)))
-        .filter(in_block)
-        .map(|at| score[at])
-        .fold(f64::NEG_INFINITY, f64::max)
+    let budget = (!is_f64::<T>()).then_some(budget);
+    Stage::decisions(name, compare_decisions(quantised.codes.view(), golden.view(), order, budget, margin))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::compare::Place;
     use super::*;
     use ndarray::array;
 
@@ -918,17 +913,18 @@ mod tests {
                 codes: array![[2, code]],
                 scale: of(&array![[0.5]]),
                 zero: of(&array![[0.0]]),
+                grid: vec![0, 0],
                 target: of(&array![[1.1, target]]),
             };
             code_stage("codes", &quantised, &array![[2, 4]], &weight, &[1, 0], 1e-3)
         }
         // The middle between the codes 4 and 3 is 1.75, and the largest weight is 2.
         let near = stage::<f32>(1.751, 3);
-        assert!(near.passed && near.error == 1.0 && near.note.is_some());
-        assert_eq!(near.place, Some(Place { row: 0, column: 1, expected: 4.0, found: 3.0 }));
+        assert!(near.passed && near.differing() == 1);
+        assert_eq!(near.place(), Some(Place { row: 0, column: 1, expected: 4.0, found: 3.0 }));
         assert!(!stage::<f32>(1.753, 3).passed);
         assert!(!stage::<f32>(1.75, 2).passed); // two steps
         assert!(!stage::<f64>(1.751, 3).passed);
-        assert!(stage::<f64>(2.0, 4).passed && stage::<f64>(2.0, 4).note.is_none());
+        assert!(stage::<f64>(2.0, 4).passed && stage::<f64>(2.0, 4).differing() == 0);
     }
 }

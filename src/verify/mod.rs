@@ -1,4 +1,7 @@
-//! Holding an implementation to the original's outputs.
+//! Holding an implementation to the original's outputs, or to any other implementation's.
 
 pub mod compare;
 pub mod golden;
+mod html;
+pub mod report;
+pub mod tensors;

@@ -94,9 +94,11 @@ impl Published<'_> {
                     method,
                     activation_sparsity,
                     activation_dtype: None,
+                    grids: None,
                     dtype: Some(if T::NAME == "f64" { FloatType::F64 } else { FloatType::F32 }),
                     output: &output,
                     damping_retry: true,
+                    report_gap: None,
                     resume: false,
                 };
                 job.run::<T, _>(&Cpu, &Silent)?;
@@ -104,7 +106,7 @@ impl Published<'_> {
             }
         };
         let measure = |sparsity| -> Result<f64, Failed> {
-            let activations = Activations { round_to: None, sparsity };
+            let activations = Activations { sparsity, ..Activations::default() };
             Ok(perplexity::<T, _>(&model, &evaluation, activations, &Cpu, &Silent)?.perplexity)
         };
         Ok((measure(0.0)?, measure(activation_sparsity)?))

@@ -339,7 +339,8 @@ impl Compiled {
 fn line(library: &Path, counter: usize) -> String {
     let output =
         Command::new("addr2line").arg("-s").arg("-e").arg(library).arg(format!("{counter:#x}")).output();
-    let text = output.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_string());
+    let text = output
+        .map(|out| String::from_utf8_lossy(&out.stdout).split_whitespace().next().unwrap_or("?").to_string());
     text.unwrap_or_else(|error| format!("an unknown line: addr2line: {error}"))
 }
 

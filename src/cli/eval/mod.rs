@@ -3,11 +3,49 @@
 pub mod perplexity;
 pub mod zero_shot;
 
+use std::fmt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
-use super::CliError;
+use super::{CliError, fraction};
+use crate::calibrate::streams::Thresholds;
+use crate::calibrate::thresholds::ThresholdFile;
+use crate::llama::{CheckpointError, LlamaConfig};
+
+/// How activations are pruned at the input of every linear.
+#[derive(Args)]
+#[group(required = false, multiple = false)]
+pub struct ActivationPruning {
+    /// Fraction of activations pruned at the input of every linear: each token's smallest.
+    #[arg(long, value_name = "P", default_value = "0", value_parser = fraction, allow_negative_numbers = true)]
+    activation_sparsity: f64,
+    /// Prune what is not above the thresholds of this file of `duogpt thresholds`.
+    #[arg(long, value_name = "FILE")]
+    thresholds: Option<PathBuf>,
+}
+
+impl ActivationPruning {
+    /// The file's thresholds, where there is one; the first `dense_tokens` tokens of a sequence are left alone.
+    fn thresholds(
+        &self,
+        config: &LlamaConfig,
+        dense_tokens: usize,
+    ) -> Result<Option<Thresholds>, CheckpointError> {
+        let read = |path: &PathBuf| ThresholdFile::read(path, config);
+        Ok(self.thresholds.as_ref().map(read).transpose()?.map(|file| file.thresholds(dense_tokens)))
+    }
+}
+
+impl fmt::Display for ActivationPruning {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match &self.thresholds {
+            Some(path) => write!(f, "activation thresholds {}", path.display()),
+            None => write!(f, "activation sparsity {}", self.activation_sparsity),
+        }
+    }
+}
 
 /// What to measure.
 #[derive(Subcommand)]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::ActivationPruning;
 use crate::backend::Cpu;
 use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::{Cut, Windows};
@@ -28,9 +29,11 @@ pub struct PerplexityArgs {
     /// At most so many windows.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Fraction of activations pruned at the input of every linear.
-    #[arg(long, value_name = "P", default_value = "0", value_parser = fraction, allow_negative_numbers = true)]
-    activation_sparsity: f64,
+    #[command(flatten)]
+    pruning: ActivationPruning,
+    /// Fraction of each window's tokens, from its beginning, that thresholds leave dense (TEAL's own figures: 0.5).
+    #[arg(long, value_name = "F", default_value = "0", value_parser = fraction, requires = "thresholds")]
+    dense_prefix: f64,
     /// Round the input of every linear to this type.
     #[arg(long, value_enum)]
     activation_dtype: Option<ActivationType>,
@@ -58,8 +61,8 @@ pub fn run(args: &PerplexityArgs) -> Result<ExitCode, CliError> {
         println!("{}", serde_json::to_string_pretty(&result)?);
     } else {
         println!(
-            "perplexity {:.4} ({} windows of {} tokens, activation sparsity {})",
-            result.perplexity, result.windows, result.sequence_length, args.activation_sparsity
+            "perplexity {:.4} ({} windows of {} tokens, {})",
+            result.perplexity, result.windows, result.sequence_length, args.pruning
         );
     }
     Ok(ExitCode::SUCCESS)
@@ -70,9 +73,12 @@ fn measure<T: Scalar>(
     checkpoint: &Checkpoint,
     windows: &Windows,
 ) -> Result<Perplexity, CliError> {
+    let dense_tokens = (windows.length() as f64 * args.dense_prefix).floor() as usize;
+    let thresholds = args.pruning.thresholds(&checkpoint.config, dense_tokens)?;
     let activations = Activations {
         round_to: args.activation_dtype.map(FloatType::from),
-        sparsity: args.activation_sparsity,
+        sparsity: args.pruning.activation_sparsity,
+        thresholds: thresholds.as_ref(),
     };
     Ok(perplexity::<T, _>(checkpoint, windows, activations, &Cpu, &Bar::new("perplexity", false))?)
 }

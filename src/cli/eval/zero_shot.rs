@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::ActivationPruning;
 use crate::backend::Cpu;
 use crate::calibrate::streams::Activations;
-use crate::cli::{Bar, CliError, Precision, fraction, with_precision};
+use crate::cli::{Bar, CliError, Precision, with_precision};
 use crate::evaluate::zero_shot::harness::{self, Run};
 use crate::evaluate::zero_shot::metrics::Metric;
 use crate::evaluate::zero_shot::tasks::{Task, TaskData};
@@ -29,9 +30,8 @@ pub struct ZeroShotArgs {
     /// Directory with a file `TASK.jsonl` per task: a document a line, in the fields that `datasets` exports.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Fraction of activations pruned at the input of every linear.
-    #[arg(long, value_name = "P", default_value = "0", value_parser = fraction, allow_negative_numbers = true)]
-    activation_sparsity: f64,
+    #[command(flatten)]
+    pruning: ActivationPruning,
     /// Only the first N documents of each task.
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
@@ -74,7 +74,11 @@ fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
         tasks.iter().map(|task| task.read(&args.data, limit)).collect::<Result<_, ZeroShotError>>()?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let tokenizer = Tokenizer::read(&checkpoint.directory)?;
-    let activations = Activations { round_to: None, sparsity: args.activation_sparsity };
+    // On all tokens: what requests share at their beginning is computed once, and a dense prefix would end at another
+    // token in each.
+    let thresholds = args.pruning.thresholds(&checkpoint.config, 0)?;
+    let sparsity = args.pruning.activation_sparsity;
+    let activations = Activations { sparsity, thresholds: thresholds.as_ref(), ..Activations::default() };
     let bar = Bar::new("zero-shot", false);
     let outcomes = evaluate::<T, _>(&checkpoint, &tokenizer, &data, activations, &Cpu, &bar)?;
     drop(bar);
@@ -82,30 +86,32 @@ fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
         let run = Run {
             model: &args.model,
             precision: T::NAME,
-            activation_sparsity: args.activation_sparsity,
+            activation_sparsity: args.pruning.activation_sparsity,
+            thresholds: args.pruning.thresholds.as_deref(),
             limit,
             max_length: checkpoint.config.max_position_embeddings,
         };
         println!("{}", serde_json::to_string_pretty(&harness::report(&outcomes, &run))?);
     } else {
-        print!("{}", table(&outcomes, args.activation_sparsity));
+        print!("{}", table(&outcomes, &args.pruning));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Accuracies in percent, and the paper's averages where their tasks are all there.
-fn table(outcomes: &[Outcome], activation_sparsity: f64) -> String {
+fn table(outcomes: &[Outcome], pruning: &ActivationPruning) -> String {
     let percent = |value: f64| format!("{:.2}", 100.0 * value);
     let cells = |metric: Option<Metric>| match metric {
         Some(metric) => (percent(metric.mean), metric.standard_error.map_or("-".into(), percent)),
         None => ("-".into(), "-".into()),
     };
     let mut table = format!(
-        "zero-shot accuracy in percent, activation sparsity {activation_sparsity}\n\n{:<16}{:>10}{:>8}{:>10}{:>10}{:>10}\n",
+        "zero-shot accuracy in percent, {pruning}\n\n{:<16}{:>10}{:>8}{:>10}{:>10}{:>10}\n",
         "task", "documents", "acc", "stderr", "acc_norm", "stderr"
     );
     for outcome in outcomes {
-        let ((acc, error), (norm, norm_error)) = (cells(Some(outcome.acc)), cells(outcome.acc_norm));
+        let ((acc, error), (norm, norm_error)) =
+            (cells(Some(outcome.accuracy.acc)), cells(outcome.accuracy.acc_norm));
         table += &format!(
             "{:<16}{:>10}{acc:>8}{error:>10}{norm:>10}{norm_error:>10}\n",
             outcome.task.name(),
@@ -113,7 +119,8 @@ fn table(outcomes: &[Outcome], activation_sparsity: f64) -> String {
         );
     }
     let averages = [("five", &Task::FIVE[..]), ("seven", &Task::ALL)];
-    let averages = averages.map(|(count, tasks)| average(outcomes, tasks).map(|mean| (count, mean)));
+    let of = |task| outcomes.iter().find(|outcome| outcome.task == task).map(|outcome| outcome.accuracy);
+    let averages = averages.map(|(count, tasks)| average(of, tasks).map(|metric| (count, metric.mean)));
     for (count, mean) in averages.into_iter().flatten() {
         table += &format!(
             "\naverage of {count} tasks {:>6} (acc_norm where a task has it, otherwise acc)",

@@ -20,6 +20,8 @@ pub struct Run<'a> {
     pub precision: &'a str,
     /// Fraction of activations pruned.
     pub activation_sparsity: f64,
+    /// The file with thresholds that prune them instead.
+    pub thresholds: Option<&'a Path>,
     /// At most so many documents per task.
     pub limit: Option<usize>,
     /// Longest input of the model.
@@ -34,13 +36,16 @@ pub fn report(outcomes: &[Outcome], run: &Run) -> Value {
         sorted.iter().map(|outcome| (outcome.task.name().to_string(), value(outcome))).collect()
     };
     let args = format!(
-        "pretrained={},dtype={},activation_sparsity={}",
+        "pretrained={},dtype={},{}",
         run.model.display(),
         match run.precision {
             "f64" => "float64",
             _ => "float32",
         },
-        run.activation_sparsity
+        match run.thresholds {
+            Some(path) => format!("thresholds={}", path.display()),
+            None => format!("activation_sparsity={}", run.activation_sparsity),
+        }
     );
     json!({
         "results": per_task(&results),
@@ -75,8 +80,8 @@ fn results(outcome: &Outcome) -> Value {
         let error = metric.standard_error.map_or("N/A".into(), Value::from);
         entry.insert(format!("{name}_stderr,none"), error);
     };
-    put("acc", outcome.acc);
-    if let Some(metric) = outcome.acc_norm {
+    put("acc", outcome.accuracy.acc);
+    if let Some(metric) = outcome.accuracy.acc_norm {
         put("acc_norm", metric);
     }
     entry.into()

@@ -1,5 +1,7 @@
 //! Predictions, accuracies and their standard errors.
 
+use serde::{Deserialize, Serialize};
+
 use super::likelihood::Likelihood;
 use super::tasks::{Document, Task};
 
@@ -43,7 +45,7 @@ fn first_largest(scores: impl Iterator<Item = f64>) -> usize {
 }
 
 /// A mean over documents.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
     /// The mean.
     pub mean: f64,

@@ -14,12 +14,14 @@ pub mod text;
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::backend::Backend;
 use crate::calibrate::Observer;
 use crate::calibrate::streams::Activations;
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
 use crate::llama::tokenizer::Tokenizer;
+use crate::llama::{Checkpoint, LlamaConfig};
 use crate::tensors::TensorError;
 use likelihood::log_likelihoods;
 use metrics::{Metric, Scored};
@@ -61,10 +63,24 @@ pub struct Outcome {
     pub original: usize,
     /// The documents that were evaluated, in the order of the file.
     pub documents: Vec<Scored>,
+    /// How many of them were answered rightly.
+    pub accuracy: Accuracy,
+}
+
+/// How good a model is at a task.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
     /// How often the most likely choice is right.
     pub acc: Metric,
     /// How often the choice that is most likely per character is right.
     pub acc_norm: Option<Metric>,
+}
+
+impl Accuracy {
+    /// The one that the paper's averages take: per character where the task has it.
+    pub fn headline(&self) -> Metric {
+        self.acc_norm.unwrap_or(self.acc)
+    }
 }
 
 impl Outcome {
@@ -79,22 +95,39 @@ impl Outcome {
             path: data.path.clone(),
             original: data.original,
             documents,
-            acc,
-            acc_norm,
+            accuracy: Accuracy { acc, acc_norm },
         }
-    }
-
-    /// The accuracy that the paper's averages take: per character where the task has it.
-    pub fn headline(&self) -> f64 {
-        self.acc_norm.unwrap_or(self.acc).mean
     }
 }
 
-/// The mean of the tasks' headline accuracies; none where one of the tasks was not evaluated.
-pub fn average(outcomes: &[Outcome], tasks: &[Task]) -> Option<f64> {
-    let of = |task| outcomes.iter().find(|outcome| outcome.task == task).map(Outcome::headline);
-    let sum: f64 = tasks.iter().map(|&task| of(task)).sum::<Option<f64>>()?;
-    Some(sum / tasks.len() as f64)
+/// The mean of the tasks' headline accuracies; none where `of` has no accuracy for one of the tasks.
+pub fn average(of: impl Fn(Task) -> Option<Accuracy>, tasks: &[Task]) -> Option<Metric> {
+    let each: Vec<Metric> =
+        tasks.iter().map(|&task| of(task).map(|accuracy| accuracy.headline())).collect::<Option<_>>()?;
+    let n = each.len() as f64;
+    // The tasks' documents have nothing to do with each other: their variances add.
+    let variance = each.iter().map(|metric| metric.standard_error.map(|e| e * e)).sum::<Option<f64>>();
+    Some(Metric {
+        mean: each.iter().map(|metric| metric.mean).sum::<f64>() / n,
+        standard_error: variance.map(|variance| variance.sqrt() / n),
+    })
+}
+
+/// Every document's choices in tokens, in the order of tasks and documents.
+///
+/// # Errors
+/// [`ZeroShotError::Document`] for the first that cannot be scored.
+pub fn encode(
+    tasks: &[TaskData],
+    tokenizer: &Tokenizer,
+    config: &LlamaConfig,
+) -> Result<Vec<Vec<Request>>, ZeroShotError> {
+    let documents = tasks.iter().flat_map(|data| data.documents.iter().map(move |document| (data, document)));
+    let each = documents.map(|(data, document)| {
+        let requests = document.choices.iter().map(|choice| Request::encode(choice, tokenizer, config));
+        requests.collect::<Result<_, _>>().map_err(|detail| refuse(data, document.line, detail))
+    });
+    each.collect()
 }
 
 /// Evaluates tasks, all their documents in common batches, with `activations` at the input of every linear of a
@@ -110,14 +143,7 @@ pub fn evaluate<T: Scalar, B: Backend<T>>(
     backend: &B,
     observer: &dyn Observer,
 ) -> Result<Vec<Outcome>, ZeroShotError> {
-    let mut requests: Vec<Vec<Request>> = Vec::new();
-    for data in tasks {
-        for document in &data.documents {
-            let refused = |detail| refuse(data, document.line, detail);
-            let encode = |choice| Request::encode(choice, tokenizer, &checkpoint.config);
-            requests.push(document.choices.iter().map(encode).collect::<Result<_, _>>().map_err(refused)?);
-        }
-    }
+    let requests = encode(tasks, tokenizer, &checkpoint.config)?;
     let mut likelihoods =
         log_likelihoods::<T, B>(checkpoint, &requests, activations, backend, observer)?.into_iter();
     let mut outcomes = Vec::new();

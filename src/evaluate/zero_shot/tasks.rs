@@ -16,15 +16,18 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::ZeroShotError;
 use super::text::{capitalize, is_white_space, strip};
 use crate::tensors::TensorError;
 
 /// A task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Task {
     /// How to reach a goal in the physical world.
     Piqa,
@@ -158,7 +161,7 @@ pub struct TaskData {
 }
 
 /// One question.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Document {
     /// Where it stands in the file, from 1.
     pub line: usize,
@@ -169,7 +172,7 @@ pub struct Document {
 }
 
 /// One request: how likely `continuation` is after `context`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Choice {
     /// What is given; may be empty.
     pub context: String,
@@ -177,6 +180,14 @@ pub struct Choice {
     pub continuation: String,
     /// Unicode code points of the choice, without that space.
     pub characters: usize,
+}
+
+impl TaskData {
+    /// SHA-256 of task and documents, in hexadecimal: the data, wherever they come from.
+    pub fn digest(&self) -> String {
+        let content = serde_json::to_vec(&(self.task, &self.documents)).expect("documents are plain data");
+        format!("{:x}", Sha256::digest(content))
+    }
 }
 
 impl Choice {

@@ -51,7 +51,8 @@ pub struct GridConfig {
     pub symmetry: Symmetry,
     /// How much of the range they cover.
     pub range: GridRange,
-    /// `None`: one grid per row, found on the original weights. `Some(g)`: one for every g consecutive columns of a
+    /// `None`: one grid per row, found on the original weights; what the loop moves out of its range is cut off, and
+    /// the columns behind make up for it. `Some(g)`: one for every g consecutive columns of a
     /// row (in processing order; the last may be shorter), found on the weights as they stand at the first of them.
     pub group_size: Option<usize>,
 }
@@ -158,6 +159,8 @@ pub struct Quantised<T> {
     pub scale: Array2<T>,
     /// The code of zero in each grid (as `scale`).
     pub zero: Array2<T>,
+    /// Which of its row's grids each column is rounded to (k), original column order.
+    pub grid: Vec<usize>,
     /// W_j at its turn, before rounding (n x k), original column order.
     pub target: Array2<T>,
 }
@@ -227,8 +230,16 @@ pub fn quantise<T: Scalar>(
         scale: Array2::from_shape_fn((n, per_row), |(row, group)| rows[row].grids[group].scale),
         zero: Array2::from_shape_fn((n, per_row), |(row, group)| rows[row].grids[group].zero),
         target: Array2::from_shape_fn((n, k), |(row, column)| rows[row].target[position[column]]),
+        grid: position.iter().map(|at| at / width).collect(),
         pruned,
     })
+}
+
+impl<T: Scalar> Quantised<T> {
+    /// The distance of neighbouring points at each weight (n x k), original column order.
+    pub fn steps(&self) -> Array2<T> {
+        Array2::from_shape_fn(self.codes.dim(), |(row, column)| self.scale[(row, self.grid[column])])
+    }
 }
 
 /// One row on its way through the loop; all in processing order.
@@ -357,10 +368,12 @@ mod tests {
             let steps = PruneConfig { column_order: order, ..steps() };
             let found = gptaq(weight.view(), &statistics, &steps, &grids).unwrap();
             assert_eq!(found.scale.dim(), (6, 24usize.div_ceil(group_size.unwrap_or(24))));
+            let stepped = found.steps();
             assert!(found.pruned.mask.iter().all(|pruned| !pruned));
             for ((i, j), &q) in found.pruned.weight.indexed_iter() {
                 let group = j / group_size.unwrap_or(24);
                 let (scale, zero) = (found.scale[(i, group)], found.zero[(i, group)]);
+                assert_eq!(stepped[(i, j)], scale);
                 let code = found.codes[(i, j)];
                 assert!((0..16).contains(&code));
                 assert_eq!(q, scale * (f64::from(code) - zero));

@@ -1,0 +1,387 @@
+//! Calibrated activation thresholds for every linear ([TEAL's rule](crate::reference::teal)), and their file.
+//!
+//! A first pass takes the calibration data through the model with dense activations. Layer by layer it counts the
+//! magnitudes of each linear's input, decides how sparse each is to be, and reads the thresholds off the histograms. A
+//! second pass runs with all of them in place and counts what they prune there.
+//!
+//! # The file
+//! JSON, an object with
+//!
+//! | field | |
+//! |---|---|
+//! | `format` | `"duogpt-thresholds-1"` |
+//! | `activation_sparsity`, `allocation`, `step` | what was asked for: the fraction, `"uniform"` or `"greedy"`, its step |
+//! | `model` | where it comes from: `directory`, and the `sha256` of each file with weights |
+//! | `calibration`, `precision`, `environment` | the data, the arithmetic, the program, as in `prune-report.json` |
+//! | `layers` | a list with one object per decoder layer |
+//!
+//! and in each layer `projections`, a list of seven in the order q, k, v, o, gate, up, down, with
+//!
+//! | field | |
+//! |---|---|
+//! | `projection` | `"q_proj"` ... `"down_proj"` |
+//! | `shape` | rows and columns of its weight |
+//! | `threshold` | t: of its input the entries with \|x\| > t stay |
+//! | `target` | the fraction of its input that is to be pruned |
+//! | `realised` | the fraction that is, on the calibration data with all thresholds of the model in place |
+//!
+//! A greedy layer also has `error` and `uniform_error`: \|\|y - y'\|\| / \|\|y - x\|\| over the calibration data, for the layer's
+//! input x, its dense output y, and its output y' with the thresholds, or with those of equal sparsity.
+
+use std::fs::File;
+use std::path::Path;
+
+use ndarray::ArrayView2;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::report::{Calibration, Environment};
+use super::streams::{Activations, Stream, Thresholds};
+use super::windows::Windows;
+use super::{CalibrateError, Observer};
+use crate::backend::Backend;
+use crate::linalg::Scalar;
+use crate::llama::model::{Forward, Group, Layer, Linear, State};
+use crate::llama::{Checkpoint, CheckpointError, LlamaConfig};
+use crate::reference::ConfigError;
+use crate::reference::activation::check_fraction;
+use crate::reference::teal::{MagnitudeHistogram, greedy_allocation};
+use crate::tensors::TensorError;
+
+/// The file's `format`.
+pub const FORMAT: &str = "duogpt-thresholds-1";
+
+/// How a sparsity is distributed over the linears of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Allocation {
+    /// The same for all.
+    Uniform,
+    /// Grown step by step where it costs the layer's output the least error per weight (TEAL).
+    Greedy,
+}
+
+/// A threshold for every linear, and where they come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ThresholdFile {
+    /// [`FORMAT`].
+    pub format: String,
+    /// Weights that meet a zero, as a fraction of all, of each layer.
+    pub activation_sparsity: f64,
+    /// How it was distributed.
+    pub allocation: Allocation,
+    /// In steps of this fraction of a layer's weights, where it was greedy.
+    pub step: Option<f64>,
+    /// The model.
+    pub model: Model,
+    /// The data.
+    pub calibration: Calibration,
+    /// Arithmetic of the passes.
+    pub precision: String,
+    /// One by one.
+    pub layers: Vec<LayerThresholds>,
+    /// Where it was made.
+    pub environment: Environment,
+}
+
+/// What was calibrated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// As it was given.
+    pub directory: String,
+    /// File name and SHA-256 of every file with weights.
+    pub sha256: Vec<(String, String)>,
+}
+
+/// One decoder layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerThresholds {
+    /// Relative output error with these thresholds; measured for the greedy allocation.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<f64>,
+    /// The same with equal sparsities, which are taken where they are better.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub uniform_error: Option<f64>,
+    /// In the order of [`Linear::ALL`].
+    pub projections: Vec<Projection>,
+}
+
+/// One linear.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Projection {
+    /// Its name.
+    pub projection: String,
+    /// Rows and columns of its weight.
+    pub shape: (usize, usize),
+    /// Entries of its input with a magnitude above it stay.
+    pub threshold: f64,
+    /// The fraction of them that is to be pruned.
+    pub target: f64,
+    /// The fraction that is.
+    pub realised: f64,
+}
+
+impl ThresholdFile {
+    /// Reads a file and checks that it is for a model of this shape.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]: unreadable, not such a file, or another model's.
+    pub fn read(path: &Path, config: &LlamaConfig) -> Result<Self, CheckpointError> {
+        let text = std::fs::read_to_string(path).map_err(TensorError::io(path))?;
+        let malformed = |detail| CheckpointError::Malformed { path: path.into(), detail };
+        let file: ThresholdFile = serde_json::from_str(&text)
+            .map_err(|error| malformed(format!("no file of `duogpt thresholds`: {error}")))?;
+        file.check(config).map_err(malformed)?;
+        Ok(file)
+    }
+
+    fn check(&self, config: &LlamaConfig) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("`format` is {:?}, expected {FORMAT:?}", self.format));
+        }
+        let (found, expected) = (self.layers.len(), config.num_hidden_layers);
+        if found != expected {
+            return Err(format!(
+                "has thresholds for {found} layers, the model has {expected}; is it another model's?"
+            ));
+        }
+        for (number, layer) in self.layers.iter().enumerate() {
+            if layer.projections.len() != Linear::ALL.len() {
+                return Err(format!(
+                    "layer {number} has {} projections, expected 7",
+                    layer.projections.len()
+                ));
+            }
+            for (projection, linear) in layer.projections.iter().zip(Linear::ALL) {
+                let Projection { projection: name, shape, threshold, .. } = projection;
+                if *name != linear.to_string() {
+                    return Err(format!("layer {number}: found {name} where {linear} is expected"));
+                }
+                let expected = linear.shape(config);
+                if *shape != expected {
+                    return Err(format!(
+                        "layer {number}, {name}: is for a weight of shape {shape:?}, the model's is {expected:?}; is it another \
+                         model's?"
+                    ));
+                }
+                if !(threshold.is_finite() && *threshold >= 0.0) {
+                    return Err(format!("layer {number}, {name}: a threshold cannot be {threshold}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// For a run: the first `dense_tokens` tokens of every sequence are left alone.
+    pub fn thresholds(&self, dense_tokens: usize) -> Thresholds {
+        let of = |layer: &LayerThresholds| layer.projections.iter().map(|p| p.threshold).collect();
+        Thresholds { layers: self.layers.iter().map(of).collect(), dense_tokens }
+    }
+
+    /// The fraction of all weights that met a zero on the calibration data.
+    pub fn realised(&self) -> f64 {
+        let projections = || self.layers.iter().flat_map(|layer| &layer.projections);
+        let size = |p: &Projection| (p.shape.0 * p.shape.1) as f64;
+        projections().map(|p| p.realised * size(p)).sum::<f64>() / projections().map(size).sum::<f64>()
+    }
+
+    /// Pretty-printed JSON.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("thresholds are plain data");
+        text.push('\n');
+        text
+    }
+}
+
+/// Which thresholds to find, and on what.
+pub struct ThresholdJob<'a> {
+    /// The model, pruned or not.
+    pub checkpoint: &'a Checkpoint,
+    /// Calibration data.
+    pub windows: &'a Windows,
+    /// The fraction of the weights of each layer that is to meet a zero.
+    pub activation_sparsity: f64,
+    /// How it is distributed over the linears.
+    pub allocation: Allocation,
+    /// A step of the greedy allocation, as a fraction of the layer's weights. A linear that is smaller stays dense.
+    pub step: f64,
+}
+
+impl ThresholdJob<'_> {
+    /// Finds the thresholds, in the arithmetic `T`.
+    ///
+    /// Memory: one layer's weights, and for each sequence the hidden state and the input of the group at hand; for the
+    /// greedy allocation twice more.
+    ///
+    /// # Errors
+    /// [`CalibrateError`].
+    pub fn run<T: Scalar, B: Backend<T>>(
+        &self,
+        backend: &B,
+        observer: &dyn Observer,
+    ) -> Result<ThresholdFile, CalibrateError> {
+        check_fraction("activation sparsity", self.activation_sparsity)?;
+        if self.step.is_nan() || self.step <= 0.0 {
+            return Err(ConfigError::NotPositive { what: "step of the allocation", value: self.step }.into());
+        }
+        let config = &self.checkpoint.config;
+        let per_layer = self.windows.len() * (2 + self.most_trials());
+        observer.begin((config.num_hidden_layers * per_layer) as u64);
+        let forward = Forward::<T>::new(config, self.windows.length());
+        let embedding = self.checkpoint.embedding::<T>()?;
+        let stream = |rule| Stream::new(&forward, backend, embedding.view(), self.windows, rule);
+
+        let mut dense = stream(Activations::default());
+        let mut layers = Vec::new();
+        for number in 0..config.num_hidden_layers {
+            let layer = self.checkpoint.layer::<T>(number)?;
+            self.checkpoint.drop_pages();
+            layers.push(self.layer(number, &layer, &forward, backend, &mut dense, observer)?);
+        }
+        drop(dense);
+
+        let environment = Environment::here(backend.describe());
+        let mut file = ThresholdFile {
+            format: FORMAT.into(),
+            activation_sparsity: self.activation_sparsity,
+            allocation: self.allocation,
+            step: (self.allocation == Allocation::Greedy).then_some(self.step),
+            model: Model::of(self.checkpoint)?,
+            calibration: Calibration::of(self.windows),
+            precision: T::NAME.into(),
+            layers,
+            environment,
+        };
+        let thresholds = file.thresholds(0);
+        let rule = Activations { thresholds: Some(&thresholds), ..Activations::default() };
+        let mut sparse = stream(rule);
+        for (number, found) in file.layers.iter_mut().enumerate() {
+            let layer = self.checkpoint.layer::<T>(number)?;
+            self.checkpoint.drop_pages();
+            sparse.enter(&layer);
+            for group in Group::ALL {
+                for &linear in group.linears() {
+                    let projection = &mut found.projections[linear as usize];
+                    projection.realised = pruned_fraction(&sparse.states, projection.threshold);
+                }
+                sparse.group(&layer, group);
+            }
+            self.windows.tokens.rows().into_iter().for_each(|_| observer.advance());
+        }
+        Ok(file)
+    }
+
+    /// The thresholds of one layer; takes the dense stream over it.
+    fn layer<T: Scalar, B: Backend<T>>(
+        &self,
+        number: usize,
+        layer: &Layer<T>,
+        forward: &Forward<T>,
+        backend: &B,
+        dense: &mut Stream<T, B>,
+        observer: &dyn Observer,
+    ) -> Result<LayerThresholds, CalibrateError> {
+        let greedy = self.allocation == Allocation::Greedy;
+        let below = if greedy { dense.states.clone() } else { Vec::new() };
+        let mut histograms = Vec::new();
+        dense.enter(layer);
+        for group in Group::ALL {
+            if !dense.is_finite() {
+                let linear = group.linears()[0];
+                return Err(CalibrateError::NotFinite { layer: number, linear, stream: "dense" });
+            }
+            let mut histogram = MagnitudeHistogram::default();
+            dense.states.iter().for_each(|state| histogram.update(state.input.view()));
+            histograms.push(histogram);
+            dense.group(layer, group);
+        }
+        self.windows.tokens.rows().into_iter().for_each(|_| observer.advance());
+
+        let thresholds = |sparsities: &[f64]| -> Result<Vec<f64>, CalibrateError> {
+            let of =
+                |linear: Linear| histograms[linear.group() as usize].threshold(sparsities[linear as usize]);
+            Ok(Linear::ALL.into_iter().map(of).collect::<Result<_, _>>()?)
+        };
+        let uniform = vec![self.activation_sparsity; Linear::ALL.len()];
+        let mut trials = 0;
+        // ||y - y'|| / ||y - x||
+        let mut relative_error = |sparsities: &[f64]| -> Result<f64, CalibrateError> {
+            let trial = Thresholds { layers: vec![thresholds(sparsities)?], dense_tokens: 0 };
+            let rule = Activations { thresholds: Some(&trial), ..Activations::default() };
+            let mut stream = Stream::of(forward, backend, below.clone(), rule);
+            stream.layer(layer, || observer.advance());
+            trials += 1;
+            let squared = |a: &[State<T>]| -> f64 {
+                let pairs = a.par_iter().zip(&dense.states);
+                // In the order of the sequences, so that a run repeats bit for bit.
+                let each: Vec<f64> = pairs.map(|(a, b)| distance(a.hidden.view(), b.hidden.view())).collect();
+                each.iter().sum()
+            };
+            Ok((squared(&stream.states) / squared(&below)).sqrt())
+        };
+        let (mut targets, mut error, mut uniform_error) = (uniform.clone(), None, None);
+        if greedy {
+            let sizes = Linear::ALL.map(|linear| layer.linear(linear).len());
+            let grown = greedy_allocation(&sizes, self.activation_sparsity, self.step, |trial| {
+                // A sparsity that is no fraction does not come here; it would be the last choice.
+                relative_error(trial).unwrap_or(f64::NAN)
+            })?;
+            let (of_grown, of_uniform) = (relative_error(&grown)?, relative_error(&uniform)?);
+            // Step by step is not best at the end by necessity.
+            (targets, error) =
+                if of_grown <= of_uniform { (grown, Some(of_grown)) } else { (uniform, Some(of_uniform)) };
+            uniform_error = Some(of_uniform);
+            // Linears that were full were not tried.
+            let left = (self.most_trials() - trials) * self.windows.len();
+            (0..left).for_each(|_| observer.advance());
+        }
+        let projections = Linear::ALL.into_iter().zip(thresholds(&targets)?).zip(&targets).map(
+            |((linear, threshold), &target)| Projection {
+                projection: linear.to_string(),
+                shape: layer.linear(linear).dim(),
+                threshold,
+                target,
+                realised: 0.0,
+            },
+        );
+        Ok(LayerThresholds { error, uniform_error, projections: projections.collect() })
+    }
+
+    /// Runs of one layer that its allocation takes at most.
+    fn most_trials(&self) -> usize {
+        match self.allocation {
+            Allocation::Uniform => 0,
+            // Up to one more step where the division is not exact, and the two at the end.
+            Allocation::Greedy => {
+                ((self.activation_sparsity / self.step).ceil() as usize + 1) * Linear::ALL.len() + 2
+            }
+        }
+    }
+}
+
+/// sum (a - b)^2
+fn distance<T: Scalar>(a: ArrayView2<T>, b: ArrayView2<T>) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a.widen() - b.widen()).powi(2)).sum()
+}
+
+/// The fraction of the states' input that a threshold prunes.
+fn pruned_fraction<T: Scalar>(states: &[State<T>], threshold: f64) -> f64 {
+    let below = |state: &State<T>| state.input.iter().filter(|x| x.widen().abs() <= threshold).count();
+    let all: usize = states.iter().map(|state| state.input.len()).sum();
+    states.par_iter().map(below).sum::<usize>() as f64 / all as f64
+}
+
+impl Model {
+    fn of(checkpoint: &Checkpoint) -> Result<Self, CalibrateError> {
+        let hash = |path: &Path| -> Result<(String, String), TensorError> {
+            let mut hasher = Sha256::new();
+            let copied = File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hasher));
+            copied.map_err(TensorError::io(path))?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok((name, hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+        };
+        let sha256 = checkpoint.shards().iter().map(|shard| hash(shard.path())).collect::<Result<_, _>>()?;
+        Ok(Model { directory: checkpoint.directory.display().to_string(), sha256 })
+    }
+}

@@ -1,0 +1,72 @@
+//! `duogpt compare-tensors`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::CliError;
+use crate::files::write_atomically;
+use crate::tensors::TensorFile;
+use crate::verify::report::Report;
+use crate::verify::tensors::compare_files;
+
+/// Arguments of `duogpt compare-tensors`.
+#[derive(Args)]
+pub struct CompareTensorsArgs {
+    /// What is right: a golden file, or the output of a program that you trust (safetensors).
+    #[arg(value_name = "EXPECTED")]
+    expected: PathBuf,
+    /// What is to be checked: tensors of the same names (safetensors).
+    #[arg(value_name = "FOUND")]
+    found: PathBuf,
+    /// What a value may differ by, relative to the largest entry of its tensor. The default fits two programs that
+    /// both compute in double precision.
+    #[arg(long, value_name = "X", default_value_t = 1e-9, value_parser = super::not_negative)]
+    tolerance: f64,
+    #[command(flatten)]
+    output: ReportOutput,
+}
+
+/// Where a report goes.
+#[derive(Args)]
+pub struct ReportOutput {
+    /// Print the report as JSON to stdout, and nothing else.
+    #[arg(long)]
+    pub json: bool,
+    /// Write the report with plots as one HTML page.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+impl ReportOutput {
+    /// Prints and writes; exit code 1 when a stage differs. `printed` says that the text was printed already.
+    pub(super) fn finish(&self, report: &Report, printed: bool) -> Result<ExitCode, CliError> {
+        if let Some(path) = &self.html {
+            write_atomically(path, report.to_html().as_bytes())?;
+        }
+        if self.json {
+            print!("{}", report.to_json());
+        } else {
+            if !printed {
+                report.files.iter().for_each(|file| print!("{}", file.to_text()));
+            }
+            let (files, stages) = (report.files.len(), report.stages().count());
+            println!("{files} files, {stages} stages, {} failed", report.failed());
+            if let Some(path) = &self.html {
+                println!("with plots: {}", path.display());
+            }
+        }
+        Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+}
+
+/// Compares two files tensor by tensor. Exit code 1 when they differ.
+///
+/// # Errors
+/// When a file cannot be read, or the two have nothing in common.
+pub fn run(args: &CompareTensorsArgs) -> Result<ExitCode, CliError> {
+    let (expected, found) = (TensorFile::open(&args.expected)?, TensorFile::open(&args.found)?);
+    let report = Report::new(vec![compare_files(&expected, &found, args.tolerance)?]);
+    args.output.finish(&report, false)
+}

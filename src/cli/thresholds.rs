@@ -1,0 +1,120 @@
+//! `duogpt thresholds`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Bar, CliError, DataSource, Precision, fraction, with_precision};
+use crate::backend::Cpu;
+use crate::calibrate::thresholds::{Allocation, ThresholdFile, ThresholdJob};
+use crate::calibrate::windows::{Cut, Windows};
+use crate::files::write_atomically;
+use crate::linalg::Scalar;
+use crate::llama::{Checkpoint, Linear};
+
+/// Arguments of `duogpt thresholds`.
+#[derive(Args)]
+pub struct ThresholdsArgs {
+    /// The model: a Hugging Face LLaMA directory, pruned or not.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The file to create.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    data: DataSource,
+    /// Calibration windows (of a token file: its first N; by default 16 of a text, all of a token file).
+    #[arg(long, value_name = "N")]
+    samples: Option<usize>,
+    /// Tokens per window (by default 2048, or the model's context if that is shorter).
+    #[arg(long, value_name = "T")]
+    sequence_length: Option<usize>,
+    /// Seed of the windows' random starts.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Fraction of the activations to prune; of each layer's weights that meet a zero.
+    #[arg(long, value_name = "P", default_value = "0.5", value_parser = fraction, allow_negative_numbers = true)]
+    activation_sparsity: f64,
+    /// How it is distributed over the linears of a layer.
+    #[arg(long, value_enum, default_value_t = Allocation::Uniform)]
+    allocation: Allocation,
+    /// Of the greedy allocation: what a linear grows by at a time, as a fraction of the layer's weights. Finer steps reach
+    /// smaller linears and take longer: 7 P / S runs of each layer.
+    #[arg(long, value_name = "S", default_value_t = 0.02)]
+    step: f64,
+    /// Arithmetic of the forward passes.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
+    /// Print the file to stdout too, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Finds the thresholds, writes them, and prints a line per layer.
+///
+/// # Errors
+/// Whatever keeps them from being found or written; nothing is written then.
+pub fn run(args: &ThresholdsArgs) -> Result<ExitCode, CliError> {
+    check_output(&args.output)?;
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let cut = Cut::Random { samples: args.samples.unwrap_or(16), seed: args.seed };
+    let windows = args.data.windows(&checkpoint, args.sequence_length, args.samples, cut)?.ok_or(
+        "thresholds need calibration data; give a text with --text FILE, or windows with --tokens FILE",
+    )?;
+    let file = with_precision!(args.precision, find(args, &checkpoint, &windows))?;
+    let json = file.to_json();
+    write_atomically(&args.output, json.as_bytes())?;
+    if args.json {
+        print!("{json}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    print!("{:<8}", "layer");
+    Linear::ALL.iter().for_each(|linear| print!("{:>11}", linear.to_string()));
+    println!("   fraction of the input pruned on the calibration data");
+    for (number, layer) in file.layers.iter().enumerate() {
+        print!("{number:<8}");
+        layer.projections.iter().for_each(|projection| print!("{:>11.4}", projection.realised));
+        match (layer.error, layer.uniform_error) {
+            (Some(error), Some(uniform)) => println!("   output error {error:.4} (uniform {uniform:.4})"),
+            _ => println!(),
+        }
+    }
+    println!(
+        "{:.2} % of the weights meet a zero, {:.2} % asked for; thresholds in {}",
+        100.0 * file.realised(),
+        100.0 * file.activation_sparsity,
+        args.output.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Before the long work.
+fn check_output(path: &Path) -> Result<(), CliError> {
+    let problem = |detail: &str| Err(format!("{}: {detail}", path.display()).into());
+    if path.symlink_metadata().is_ok() {
+        return problem("exists already; choose another --output or remove it");
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
+            problem("no such directory; create it, or choose another --output")
+        }
+        _ if path.file_name().is_none() => problem("is no name for a file"),
+        _ => Ok(()),
+    }
+}
+
+fn find<T: Scalar>(
+    args: &ThresholdsArgs,
+    checkpoint: &Checkpoint,
+    windows: &Windows,
+) -> Result<ThresholdFile, CliError> {
+    let job = ThresholdJob {
+        checkpoint,
+        windows,
+        activation_sparsity: args.activation_sparsity,
+        allocation: args.allocation,
+        step: args.step,
+    };
+    Ok(job.run::<T, _>(&Cpu, &Bar::new("thresholds", false))?)
+}

@@ -1,0 +1,238 @@
+//! The report as one page: tables, and for what differs a picture of where, how far and how clearly.
+
+use plotters::prelude::*;
+
+use super::compare::{Comparison, Decisions, HeatMap, UlpHistogram};
+use super::report::{FileReport, Outcome, Report, Stage, percent};
+
+const STYLE: &str = "
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 2.5rem; overflow-wrap: anywhere }
+table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #ddd }
+td.number { font-variant-numeric: tabular-nums } .pass { color: #00694d } .fail { color: #b03a00; font-weight: 600 }
+code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere } .plots { display: flex; flex-wrap: wrap; gap: 1rem }
+svg { max-width: 100%; height: auto } details { margin: 1rem 0 }
+";
+
+const BLUE: RGBColor = RGBColor(0, 114, 178);
+const ORANGE: RGBColor = RGBColor(213, 94, 0);
+
+/// The whole page.
+pub(super) fn page(report: &Report) -> String {
+    let failed = report.failed();
+    let verdict = if failed == 0 { "PASS" } else { "FAIL" };
+    let mut html = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>duogpt: {verdict}</title><style>{STYLE}</style></head><body>\n\
+         <h1>{}: {} files, {} stages, {failed} failed</h1>\n\
+         <p>Run again: <code>{}</code></p>\n",
+        mark(failed == 0),
+        report.files.len(),
+        report.stages().count(),
+        escape(&report.command),
+    );
+    let environment = &report.environment;
+    let facts = [
+        ("version", format!("{} ({})", environment.version, environment.commit)),
+        ("platform", environment.platform.clone()),
+        ("backend", environment.backend.clone()),
+        ("BLAS", environment.blas.clone()),
+    ];
+    html += "<table>";
+    for (what, value) in facts {
+        html += &format!("<tr><th>{what}</th><td>{}</td></tr>", escape(&value));
+    }
+    html += "</table>\n";
+    report.files.iter().for_each(|file| html += &section(file));
+    html + "</body></html>\n"
+}
+
+fn section(file: &FileReport) -> String {
+    let mut html = format!("<h2>{}</h2>\n", escape(&file.path.display().to_string()));
+    if let Some(expected) = &file.expected {
+        html += &format!("<p>compared with {}</p>\n", escape(&expected.display().to_string()));
+    }
+    html += &format!("<p>SHA-256 <code>{}</code></p>\n", file.sha256);
+    html += "<table><tr><th></th><th>stage</th><th>outcome</th><th>budget used</th></tr>\n";
+    for stage in &file.stages {
+        let used = match &stage.outcome {
+            Outcome::Values(values) => percent(values.budget_used()),
+            _ => String::new(),
+        };
+        html += &format!(
+            "<tr><td>{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{used}</td></tr>\n",
+            mark(stage.passed),
+            escape(&stage.name),
+            escape(&stage.summary()),
+        );
+    }
+    html += "</table>\n";
+    for what in &file.not_compared {
+        html += &format!("<p>skipped: {}</p>\n", escape(what));
+    }
+    // Pictures of what fails, and of what comes closest to it.
+    let used = |stage: &&Stage| match &stage.outcome {
+        Outcome::Values(values) => values.budget_used(),
+        _ => 0.0,
+    };
+    let closest =
+        file.stages.iter().filter(|s| s.passed && used(s) > 0.0).max_by(|a, b| used(a).total_cmp(&used(b)));
+    for stage in file.stages.iter().filter(|stage| !stage.passed) {
+        html += &details(stage, true);
+    }
+    if let Some(stage) = closest {
+        html += &details(stage, false);
+    }
+    html
+}
+
+/// Explanation and plots of one stage.
+fn details(stage: &Stage, open: bool) -> String {
+    let title = if open { "" } else { ", the stage that uses most of its budget" };
+    let open = if open { " open" } else { "" };
+    let mut html = format!("<details{open}><summary>{}{title}</summary>\n<ul>", escape(&stage.name));
+    for line in stage.explanation() {
+        html += &format!("<li>{}</li>", escape(&line));
+    }
+    html += "</ul>\n<div class=\"plots\">";
+    match &stage.outcome {
+        Outcome::Values(values) => {
+            html += &drawn(|| heat_map(values));
+            html += &drawn(|| histogram(&values.ulps));
+        }
+        Outcome::Decisions(decisions) if decisions.widest_margin.is_some() => {
+            html += &drawn(|| margins(decisions))
+        }
+        Outcome::Decisions(_) | Outcome::Shapes { .. } => {}
+    }
+    html + "</div></details>\n"
+}
+
+type Drawing = Result<String, Box<dyn std::error::Error>>;
+
+/// A plot, or the reason why there is none.
+fn drawn(plot: impl Fn() -> Drawing) -> String {
+    plot().unwrap_or_else(|error| format!("<p>no plot: {}</p>", escape(&error.to_string())))
+}
+
+/// The errors over rows and columns, light where there is none, dark at the largest, orange beyond the budget.
+fn heat_map(values: &Comparison) -> Drawing {
+    let HeatMap { shape: (rows, columns), cells } = &values.heat;
+    let (n, k) = values.shape;
+    // By digits: an error a thousand times smaller is still to be seen.
+    let shade = |error: f64| (1.0 + (error / values.error).log10() / 16.0).clamp(0.0, 1.0);
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (440, 400)).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .caption("largest error by place, orange beyond the budget", ("sans-serif", 14))
+            .margin(8)
+            .x_label_area_size(36)
+            .y_label_area_size(48)
+            .build_cartesian_2d(0.0..k as f64, n as f64..0.0)?;
+        chart
+            .configure_mesh()
+            .disable_mesh()
+            .x_labels(k.min(10))
+            .y_labels(n.min(10))
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| format!("{y:.0}"))
+            .x_desc("column")
+            .y_desc("row")
+            .draw()?;
+        chart.draw_series((0..rows * columns).filter(|&i| cells[i] != 0.0).map(|i| {
+            let (row, column, error) = ((i / columns) as f64, (i % columns) as f64, cells[i]);
+            let (height, width) = (n as f64 / *rows as f64, k as f64 / *columns as f64);
+            let corners = [(column * width, row * height), ((column + 1.0) * width, (row + 1.0) * height)];
+            let colour = match error <= values.budget {
+                true => BLUE.mix(0.08 + 0.92 * shade(error)),
+                false => ORANGE.mix(if error.is_finite() { 0.3 + 0.7 * shade(error) } else { 1.0 }),
+            };
+            Rectangle::new(corners, colour.filled())
+        }))?;
+        area.present()?;
+    }
+    Ok(svg)
+}
+
+/// How many values lie how many representable numbers apart.
+fn histogram(ulps: &UlpHistogram) -> Drawing {
+    let mut bars: Vec<(String, usize)> =
+        ulps.counts.iter().enumerate().map(|(bucket, &count)| (UlpHistogram::label(bucket), count)).collect();
+    if ulps.incomparable > 0 {
+        bars.push(("NaN".into(), ulps.incomparable));
+    }
+    let most = bars.iter().map(|(_, count)| *count).max().unwrap_or(0);
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (520, 400)).into_drawing_area();
+        let title = format!("distance in units of the last place ({})", ulps.precision.torch_name());
+        let mut chart = ChartBuilder::on(&area)
+            .caption(title, ("sans-serif", 14))
+            .margin(8)
+            .x_label_area_size(36)
+            .y_label_area_size(56)
+            .build_cartesian_2d(0..bars.len().max(1), 0..most + most / 10 + 1)?;
+        let label = |bar: &usize| bars.get(*bar).map_or(String::new(), |(label, _)| label.clone());
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .x_labels(10)
+            .x_label_formatter(&label)
+            .x_desc("distance")
+            .y_desc("values")
+            .draw()?;
+        chart.draw_series(
+            bars.iter()
+                .enumerate()
+                .map(|(i, (_, count))| Rectangle::new([(i, 0), (i + 1, *count)], BLUE.filled())),
+        )?;
+        area.present()?;
+    }
+    Ok(svg)
+}
+
+/// How clear each flipped decision was, in processing order; the line is what is allowed.
+fn margins(decisions: &Decisions) -> Drawing {
+    const CLOSEST: f64 = 1e-18;
+    let digits = |margin: f64| margin.clamp(CLOSEST, 10.0).log10();
+    let points: Vec<(f64, f64)> = (decisions.flips.iter())
+        .filter_map(|flip| Some((flip.position as f64, digits(flip.margin?))))
+        .collect();
+    let right = points.iter().fold(1.0f64, |right, (x, _)| right.max(*x)) * 1.05;
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (520, 400)).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .caption("how clear each flipped decision was", ("sans-serif", 14))
+            .margin(8)
+            .x_label_area_size(36)
+            .y_label_area_size(56)
+            .build_cartesian_2d(0.0..right, CLOSEST.log10()..1.0)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .x_desc("column, in processing order")
+            .y_desc("margin")
+            .y_label_formatter(&|y| format!("1e{y:.0}"))
+            .draw()?;
+        if let Some(budget) = decisions.margin_budget {
+            let line = [(0.0, digits(budget)), (right, digits(budget))];
+            chart.draw_series(LineSeries::new(line, &ORANGE))?;
+        }
+        chart.draw_series(points.iter().map(|point| Circle::new(*point, 2, BLUE.filled())))?;
+        area.present()?;
+    }
+    Ok(svg)
+}
+
+fn mark(passed: bool) -> &'static str {
+    if passed { "<span class=\"pass\">PASS</span>" } else { "<span class=\"fail\">FAIL</span>" }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

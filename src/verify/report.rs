@@ -1,0 +1,276 @@
+//! What was compared with what, as text, JSON and one HTML page.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::compare::{Comparison, Decisions, Pattern, Place, UlpHistogram};
+use super::golden::Kind;
+use crate::calibrate::report::Environment;
+
+/// All that a check compared, and what is needed to repeat it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The command line that made it.
+    pub command: String,
+    /// Where it ran.
+    pub environment: Environment,
+    /// File by file.
+    pub files: Vec<FileReport>,
+}
+
+/// The outcome of one file.
+#[derive(Clone, Debug, Serialize)]
+pub struct FileReport {
+    /// The file that was checked.
+    pub path: PathBuf,
+    /// Its SHA-256.
+    pub sha256: String,
+    /// The file it was compared with; none where the reference was run on its inputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<PathBuf>,
+    /// What it holds; none where it is no golden file.
+    pub kind: Option<Kind>,
+    /// Stage by stage, in the order of the algorithm.
+    pub stages: Vec<Stage>,
+    /// What was not compared, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_compared: Vec<String>,
+}
+
+/// The outcome of one stage, or of one tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// Whether it holds.
+    pub passed: bool,
+    /// How far apart the two are.
+    pub outcome: Outcome,
+    /// What there is to say besides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// What was compared.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case", tag = "compared")]
+pub enum Outcome {
+    /// Numbers.
+    Values(Box<Comparison>),
+    /// Mask bits, positions, codes.
+    Decisions(Decisions),
+    /// Nothing: the shapes differ.
+    Shapes {
+        /// The shape that was expected.
+        expected: Vec<usize>,
+        /// The shape that was found.
+        found: Vec<usize>,
+    },
+}
+
+impl Stage {
+    /// A stage of values.
+    pub fn values(name: impl Into<String>, outcome: Comparison) -> Self {
+        let passed = outcome.passed();
+        Stage { name: name.into(), passed, outcome: Outcome::Values(Box::new(outcome)), note: None }
+    }
+
+    /// A stage of decisions.
+    pub fn decisions(name: impl Into<String>, outcome: Decisions) -> Self {
+        let passed = outcome.passed();
+        Stage { name: name.into(), passed, outcome: Outcome::Decisions(outcome), note: None }
+    }
+
+    /// A stage that fails before anything can be compared.
+    pub fn shapes(name: impl Into<String>, expected: Vec<usize>, found: Vec<usize>) -> Self {
+        Stage { name: name.into(), passed: false, outcome: Outcome::Shapes { expected, found }, note: None }
+    }
+
+    /// Values beyond the budget, or decisions that differ.
+    pub fn differing(&self) -> usize {
+        match &self.outcome {
+            Outcome::Values(values) => values.over_budget,
+            Outcome::Decisions(decisions) => decisions.differing,
+            Outcome::Shapes { .. } => 0,
+        }
+    }
+
+    /// The first difference beyond the budget in processing order, else the largest one.
+    pub fn place(&self) -> Option<Place> {
+        match &self.outcome {
+            Outcome::Values(values) => values.first.or(values.worst),
+            Outcome::Decisions(decisions) => decisions.flips.first().map(|flip| flip.place),
+            Outcome::Shapes { .. } => None,
+        }
+    }
+
+    /// One line: how far apart, of what was allowed.
+    pub fn summary(&self) -> String {
+        match &self.outcome {
+            Outcome::Values(v) if v.shape.0 * v.shape.1 == 0 => "empty".into(),
+            Outcome::Values(v) => format!("error {:>8.2e} of {:>8.2e}", v.error, v.budget),
+            Outcome::Decisions(d) => format!("{} of {} decisions differ", d.differing, d.of),
+            Outcome::Shapes { expected, found } => format!("shape {found:?}, expected {expected:?}"),
+        }
+    }
+
+    /// All there is to say about a difference, a line each; nothing where there is none.
+    pub fn explanation(&self) -> Vec<String> {
+        let mut lines = match &self.outcome {
+            Outcome::Values(values) => explain_values(values),
+            Outcome::Decisions(decisions) => explain_decisions(decisions),
+            Outcome::Shapes { expected, found } if found.iter().rev().eq(expected) => {
+                vec!["the shapes are each other's transpose".into()]
+            }
+            Outcome::Shapes { .. } => Vec::new(),
+        };
+        lines.extend(self.note.clone());
+        lines
+    }
+}
+
+fn at(place: &Place) -> String {
+    format!("row {}, column {}: {:e} for {:e}", place.row, place.column, place.found, place.expected)
+}
+
+fn explain_values(v: &Comparison) -> Vec<String> {
+    let Some(worst) = &v.worst else { return Vec::new() };
+    let mut lines = Vec::new();
+    if let Some(first) = &v.first {
+        lines.push(format!("first beyond the budget (in processing order) at {}", at(first)));
+        let of = v.shape.0 * v.shape.1;
+        lines.push(format!("{} of {of} values beyond the budget", v.over_budget));
+    }
+    lines.push(format!("largest error {:.3e} at {}", worst.difference(), at(worst)));
+    if let Some(place) = &v.worst_relative {
+        lines.push(format!(
+            "largest error relative to the value itself {:.3e} at {}",
+            place.relative(),
+            at(place)
+        ));
+    }
+    lines.push(format!("relative L2 error {:.3e}", v.relative_l2));
+    lines.push(match v.smallest_passing_budget() {
+        Some(budget) => {
+            format!(
+                "{} of the budget used; passes with a tolerance of {budget:.3e}",
+                percent(v.budget_used())
+            )
+        }
+        None => "no tolerance would pass: NaN or infinities do not agree".into(),
+    });
+    if v.not_finite.expected + v.not_finite.found > 0 {
+        let (expected, found) = (v.not_finite.expected, v.not_finite.found);
+        lines.push(format!("NaN or infinite: {found} found, {expected} expected"));
+    }
+    lines.push(format!(
+        "distance in units of the last place ({}): {}",
+        v.ulps.precision.torch_name(),
+        ulps(&v.ulps)
+    ));
+    if let Some(pattern) = &v.pattern {
+        lines.push(describe(pattern));
+    }
+    lines
+}
+
+/// A percentage that may be astronomical.
+pub(super) fn percent(x: f64) -> String {
+    if x < 1e4 { format!("{x:.3} %") } else { format!("{x:.1e} %") }
+}
+
+fn ulps(histogram: &UlpHistogram) -> String {
+    let buckets = histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+    let mut parts: Vec<_> =
+        buckets.map(|(bucket, count)| format!("{} ({count} times)", UlpHistogram::label(bucket))).collect();
+    if histogram.incomparable > 0 {
+        parts.push(format!("NaN ({} times)", histogram.incomparable));
+    }
+    parts.join(", ")
+}
+
+fn describe(pattern: &Pattern) -> String {
+    match pattern {
+        Pattern::Negated => "every value has the opposite sign: look for a difference taken the wrong way round".into(),
+        Pattern::PartlyNegated => "every value beyond the budget has the opposite sign".into(),
+        Pattern::Scaled { factor } => format!("every value is {factor:.6} times the expected one: look for a missing factor"),
+        Pattern::Transposed => "the transpose of what was expected: look for row-major read as column-major, or an upper factor for a lower one".into(),
+    }
+}
+
+fn explain_decisions(d: &Decisions) -> Vec<String> {
+    let Some(first) = d.flips.first() else { return Vec::new() };
+    let mut lines = vec![format!(
+        "first difference at row {}, column {} (position {}): {} for {}",
+        first.place.row, first.place.column, first.position, first.place.found, first.place.expected
+    )];
+    lines.push(match (d.widest_margin, d.margin_budget) {
+        (Some(widest), Some(budget)) => {
+            format!("the clearest of them was {widest:.1e} from the tie, {budget:.1e} is allowed")
+        }
+        (Some(widest), None) => {
+            format!("the clearest of them was {widest:.1e} from the tie, no difference is allowed")
+        }
+        (None, _) => "how close these decisions were is not known".into(),
+    });
+    lines
+}
+
+impl FileReport {
+    /// Whether every stage holds.
+    pub fn passed(&self) -> bool {
+        self.stages.iter().all(|stage| stage.passed)
+    }
+
+    /// A line per stage, and an explanation below each that fails.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("{}\n", self.path.display());
+        for stage in &self.stages {
+            let verdict = if stage.passed { "PASS" } else { "FAIL" };
+            let largest = stage.place().filter(|_| stage.passed);
+            let largest = largest.map_or(String::new(), |place| format!("  largest at {}", at(&place)));
+            text += &format!("  {verdict}  {:<34} {}{largest}\n", stage.name, stage.summary());
+            if !stage.passed {
+                stage.explanation().iter().for_each(|line| text += &format!("        {line}\n"));
+            }
+        }
+        self.not_compared.iter().for_each(|what| text += &format!("  skipped: {what}\n"));
+        text
+    }
+}
+
+impl Report {
+    /// A report of this process: its command line and environment.
+    pub fn new(files: Vec<FileReport>) -> Self {
+        let quoted = |argument: String| match argument.contains([' ', '\'', '"', '*', '$', '\\']) {
+            true => format!("'{}'", argument.replace('\'', r"'\''")),
+            false => argument,
+        };
+        let command = std::env::args().map(quoted).collect::<Vec<_>>().join(" ");
+        let backend = format!("CPU reference, {} threads", rayon::current_num_threads());
+        Report { command, environment: Environment::here(backend), files }
+    }
+
+    /// All stages of all files.
+    pub fn stages(&self) -> impl Iterator<Item = &Stage> {
+        self.files.iter().flat_map(|file| &file.stages)
+    }
+
+    /// Stages that do not hold.
+    pub fn failed(&self) -> usize {
+        self.stages().filter(|stage| !stage.passed).count()
+    }
+
+    /// Pretty-printed JSON.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
+        text.push('\n');
+        text
+    }
+
+    /// One page that needs nothing besides itself.
+    pub fn to_html(&self) -> String {
+        super::html::page(self)
+    }
+}

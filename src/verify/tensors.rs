@@ -1,0 +1,142 @@
+//! Two safetensors files, tensor by tensor: a recorded run and somebody's port of it.
+//!
+//! Tensors of equal name are compared in the order in which the algorithm makes them, so that the first that fails is
+//! the place to look. Names are those of the golden files (`stats.hessian`, `trace.hinv_chol`, `trace.mask`,
+//! `output.weight`, ...) or of a checkpoint; any other name does too.
+//!
+//! * Integers, booleans and masks are decisions: counted, and weighed by the recorded scores where there are any.
+//! * A tensor whose name ends in `weight` is a pruned weight: where it is zero is a decision, and its values are
+//!   compared where both agree on that.
+//! * All else are values.
+
+use ndarray::{Array2, Zip};
+
+use super::compare::{Processing, compare, compare_decisions};
+use super::golden::{Cuts, GoldenError, recorded_cuts};
+use super::report::{FileReport, Stage};
+use crate::llama::Linear;
+use crate::tensors::TensorFile;
+
+/// Compares every tensor of `found` that `expected` has too. `tolerance` is relative to the largest entry of each
+/// tensor, and for decisions to the largest score.
+///
+/// # Errors
+/// [`GoldenError`] when a tensor cannot be read, or the files have none in common.
+pub fn compare_files(
+    expected: &TensorFile,
+    found: &TensorFile,
+    tolerance: f64,
+) -> Result<FileReport, GoldenError> {
+    let mut names: Vec<&str> = expected.names().filter(|name| found.get(name).is_some()).collect();
+    names.sort_by_key(|name| turn(name));
+    if names.is_empty() {
+        return Err(GoldenError::Malformed {
+            path: found.path().to_path_buf(),
+            detail: format!(
+                "no tensor has the name of one in {}; give tensors that mean the same the same name",
+                expected.path().display()
+            ),
+        });
+    }
+    let cuts = recorded_cuts(expected)?;
+    let mut stages = Vec::new();
+    for name in names {
+        let shapes = [expected, found].map(|file| file.info(name).map(|info| info.shape.clone()));
+        let [expected_shape, found_shape] = shapes;
+        let (expected_shape, found_shape) = (expected_shape?, found_shape?);
+        if expected_shape != found_shape {
+            stages.push(Stage::shapes(name, expected_shape, found_shape));
+            continue;
+        }
+        stages.extend(compare_tensor(name, expected, found, cuts.as_ref(), tolerance)?);
+    }
+    let only = |here: &TensorFile, there: &TensorFile| -> Vec<String> {
+        here.names()
+            .filter(|name| there.get(name).is_none())
+            .map(|name| format!("`{name}` is only in {}", here.path().display()))
+            .collect()
+    };
+    Ok(FileReport {
+        path: found.path().to_path_buf(),
+        sha256: found.sha256(),
+        expected: Some(expected.path().to_path_buf()),
+        kind: None,
+        stages,
+        not_compared: [only(expected, found), only(found, expected)].concat(),
+    })
+}
+
+/// When the algorithm makes a tensor: stage, layer, place within the layer, name.
+fn turn(name: &str) -> (usize, usize, usize, &str) {
+    const STAGES: [&str; 14] = [
+        "input.",
+        "stats.hessian",
+        "stats.dxxt",
+        "stats.dxdxt",
+        "trace.perm",
+        "trace.hinv_chol",
+        "trace.q_matrix",
+        "trace.p_matrix",
+        "trace.coef_a",
+        "trace.coef_b",
+        "trace.coef_2c",
+        "trace.score",
+        "trace.mask",
+        "output.",
+    ];
+    let first = |found: Option<usize>| found.unwrap_or(usize::MAX);
+    let stage = STAGES.iter().position(|stage| name.starts_with(stage));
+    let layer = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
+    let linear =
+        layer.and_then(|layer| Linear::ALL.iter().position(|linear| name.ends_with(&linear.tensor(layer))));
+    (first(stage), first(layer), first(linear), name)
+}
+
+fn compare_tensor(
+    name: &str,
+    expected: &TensorFile,
+    found: &TensorFile,
+    cuts: Option<&Cuts>,
+    tolerance: f64,
+) -> Result<Vec<Stage>, GoldenError> {
+    let ((expected, expected_type), (mut found, found_type)) = (expected.values(name)?, found.values(name)?);
+    let natural: Vec<usize> = (0..expected.ncols()).collect();
+    // Scores belong to the one weight of the file, as columns of processing order.
+    let known = cuts.filter(|cuts| cuts.shape() == expected.dim());
+    let of_scores = |row, position| known.map(|cuts| cuts.margin(row, position));
+
+    let (Some(expected_type), Some(found_type)) = (expected_type, found_type) else {
+        let margin = |row, position| if name.ends_with("mask") { of_scores(row, position) } else { None };
+        let budget = Some(tolerance);
+        let outcome = compare_decisions(found.view(), expected.view(), &natural, budget, margin);
+        return Ok(vec![Stage::decisions(name, outcome)]);
+    };
+    // Distances in the type that has fewer digits: in the finer one they say nothing.
+    let fewer_digits = expected_type.unit_roundoff() > found_type.unit_roundoff();
+    let precision = if fewer_digits { expected_type } else { found_type };
+    let values = |name: String, found: &Array2<f64>, processing| {
+        Stage::values(name, compare(found.view(), expected.view(), precision, tolerance, processing))
+    };
+    let has_zeros = |a: &Array2<f64>| a.iter().any(|x| *x == 0.0);
+    let is_weight = name.ends_with("weight");
+    if !is_weight || !(has_zeros(&expected) || has_zeros(&found)) {
+        let by_columns = is_weight || name.ends_with("score");
+        let processing = if by_columns { Processing::Columns(&natural) } else { Processing::Rows };
+        return Ok(vec![values(name.to_string(), &found, processing)]);
+    }
+    let order = known.map_or(natural.as_slice(), |cuts| &cuts.order);
+    let zeros = |a: &Array2<f64>| a.mapv(|x| x == 0.0);
+    let outcome =
+        compare_decisions(zeros(&found).view(), zeros(&expected).view(), order, Some(tolerance), of_scores);
+    let differ = outcome.differing > 0;
+    Zip::from(&mut found).and(&expected).for_each(|found, &expected| {
+        if (*found == 0.0) != (expected == 0.0) {
+            *found = expected; // told apart as a flip
+        }
+    });
+    let mut compared = values(format!("{name}: values"), &found, Processing::Columns(order));
+    if differ {
+        compared.note = Some("a flipped zero changes the values to its right too".into());
+    }
+    Ok(vec![Stage::decisions(format!("{name}: zeros"), outcome), compared])
+}
