@@ -26,6 +26,15 @@ pub fn duogpt(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_duogpt")).args(arguments).output().expect("the program starts")
 }
 
+/// What `eval perplexity --json` says of a model on the first `limit` windows of a token file.
+pub fn eval_perplexity(model: &Path, tokens: &Path, limit: &str, flags: &[&str]) -> Value {
+    let (model, tokens) = (model.to_str().unwrap(), tokens.to_str().unwrap());
+    let arguments = ["eval", "perplexity", "--model", model, "--tokens", tokens, "--limit", limit, "--json"];
+    let outcome = duogpt(&[&arguments, flags].concat());
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    serde_json::from_slice(&outcome.stdout).unwrap()
+}
+
 pub fn read_json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
