@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tokenizers::Model;
 
-use super::CheckpointError;
+use super::checkpoint::EMBEDDING;
+use super::{Checkpoint, CheckpointError};
+
+const FILE: &str = "tokenizer.json";
 
 /// A model's tokenizer.
 pub struct Tokenizer {
@@ -18,7 +22,7 @@ impl Tokenizer {
     /// # Errors
     /// [`CheckpointError`] when it is not there or not understood.
     pub fn read(directory: &Path) -> Result<Self, CheckpointError> {
-        let path = directory.join("tokenizer.json");
+        let path = directory.join(FILE);
         if !path.is_file() {
             return Err(CheckpointError::Unusable {
                 path,
@@ -37,6 +41,25 @@ impl Tokenizer {
         tokenizer.with_truncation(None).map_err(malformed)?;
         tokenizer.with_padding(None);
         Ok(Tokenizer { tokenizer, directory: directory.into() })
+    }
+
+    /// Reads the tokenizer of a checkpoint, which must be of that model: its vocabulary fits the embedding. (Tokens added
+    /// to it may lie beyond, as padding often does; only to use one is an error.)
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and when the vocabulary is larger than the embedding.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        let tokenizer = Self::read(&checkpoint.directory)?;
+        let (rows, largest) = (checkpoint.config.vocab_size, tokenizer.tokenizer.get_model().get_vocab());
+        match largest.into_values().max() {
+            Some(largest) if largest as usize >= rows => Err(CheckpointError::Malformed {
+                path: checkpoint.directory.join(FILE),
+                detail: format!(
+                    "knows tokens up to {largest}, but `{EMBEDDING}` has {rows} rows; it is another model's"
+                ),
+            }),
+            _ => Ok(tokenizer),
+        }
     }
 
     /// Token ids of a text, with the special tokens that the tokenizer puts around it.

@@ -73,7 +73,7 @@ fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
     let data: Vec<TaskData> =
         tasks.iter().map(|task| task.read(&args.data, limit)).collect::<Result<_, ZeroShotError>>()?;
     let checkpoint = Checkpoint::open(&args.model)?;
-    let tokenizer = Tokenizer::read(&checkpoint.directory)?;
+    let tokenizer = Tokenizer::of(&checkpoint)?;
     let activations = Activations { round_to: None, sparsity: args.activation_sparsity };
     let bar = Bar::new("zero-shot", false);
     let outcomes = evaluate::<T, _>(&checkpoint, &tokenizer, &data, activations, &Cpu, &bar)?;
