@@ -7,6 +7,7 @@ use tokenizers::Model;
 
 use super::checkpoint::EMBEDDING;
 use super::{Checkpoint, CheckpointError};
+use crate::files::parse_json;
 
 const FILE: &str = "tokenizer.json";
 
@@ -32,13 +33,17 @@ impl Tokenizer {
                         .into(),
             });
         }
-        let malformed = |error| CheckpointError::Malformed {
+        let malformed = |error: String| CheckpointError::Malformed {
             path: path.clone(),
             detail: format!("not a tokenizer that is understood: {error}"),
         };
-        let mut tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(malformed)?;
+        let text = std::fs::read_to_string(&path).map_err(|error| malformed(error.to_string()))?;
+        // The library panics on some texts that are not JSON.
+        parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+        let mut tokenizer: tokenizers::Tokenizer =
+            text.parse().map_err(|error: tokenizers::Error| malformed(error.to_string()))?;
         // A file may ask for both, but what is cut or padded is decided here.
-        tokenizer.with_truncation(None).map_err(malformed)?;
+        tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
         tokenizer.with_padding(None);
         Ok(Tokenizer { tokenizer, directory: directory.into() })
     }
