@@ -109,12 +109,11 @@ const UP: &str = "model.layers.1.mlp.up_proj.weight";
 
 #[test]
 fn a_missing_model_text_or_token_file() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::of("tiny-llama");
     scratch.refuses(
         &["--tokens", &scratch.text("nowhere.safetensors")],
         &["nowhere.safetensors", "No such file"],
     );
-    fs::copy(fixture("tiny-llama/tokenizer.json"), scratch.path("model/tokenizer.json")).unwrap();
     scratch.refuses(&["--text", &scratch.text("nowhere.txt")], &["nowhere.txt", "No such file"]);
     fs::remove_file(scratch.path("model/tokenizer.json")).unwrap();
     scratch.refuses(&["--text", &scratch.text("nowhere.txt")], &["tokenizer.json", "missing", "--tokens"]);

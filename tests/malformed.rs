@@ -335,7 +335,7 @@ fn headers(trials: &mut Vec<Trial>) {
     case(
         "offsets_of_three",
         |f| f.header(SINGLE, |h| h[NORM]["data_offsets"] = json!([0, 1, 2])),
-        &[NORM, "array of length 2"],
+        &[NORM, "invalid length 3"],
     );
     case("offset_negative", |f| f.header(SINGLE, |h| h[NORM]["data_offsets"][0] = json!(-4)), &[NORM, "-4"]);
     case(
@@ -582,7 +582,7 @@ fn configs(trials: &mut Vec<Trial>) {
     text("a_list", |_| "[1]".into(), "not a JSON object");
     text("deeply_nested", |_| "[".repeat(5000), "not JSON");
     text("a_key_twice", |text| text.replacen('{', "{\"hidden_size\":16,", 1), "`hidden_size` is there twice");
-    text("infinity", |text| text.replace("1e-5", "1e999"), "not JSON");
+    text("infinity", |text| text.replace("10000.0", "1e999"), "not JSON");
     trials.push(Trial::test("config::not_utf8", || {
         let mut files = Files::one_file();
         files.0.insert("config.json", vec![0xff, 0xfe]);
@@ -657,22 +657,23 @@ fn tokenizers(trials: &mut Vec<Trial>) {
 
 /// Values that overflow on the way, in the second of three layers: the first place is named, and nothing is left.
 fn not_finite(trials: &mut Vec<Trial>) {
-    let cases: [(&str, &str, f32, &[&str]); 8] = [
+    type Planted = &'static [(&'static str, f32)];
+    let cases: [(&str, Planted, &[&str]); 9] = [
+        ("weight", &[("1.mlp.up_proj", f32::INFINITY)], &[SINGLE, "1.mlp.up_proj", "not finite", "[0, 0]"]),
+        ("norm", &[("1.input_layernorm", 3e38)], &["layer 1, input of q_proj"]),
+        ("k_proj", &[("1.self_attn.k_proj", 3e38)], &["layer 1, output of k_proj"]),
+        ("v_proj", &[("1.self_attn.v_proj", 3e38)], &["layer 1, output of v_proj"]),
+        ("o_proj", &[("1.self_attn.o_proj", 3e38)], &["layer 1, output of o_proj"]),
+        ("up_proj", &[("1.mlp.up_proj", 3e38)], &["layer 1, output of up_proj"]),
         (
-            "weight",
-            "model.layers.1.mlp.up_proj.weight",
-            f32::INFINITY,
-            &[SINGLE, "up_proj", "not finite", "[0, 0]"],
+            "gate_times_up",
+            &[("1.mlp.gate_proj", 1e25), ("1.mlp.up_proj", 1e25)],
+            &["layer 1, input of down_proj"],
         ),
-        ("norm", "model.layers.1.input_layernorm.weight", 3e38, &["layer 1, input of q_proj"]),
-        ("k_proj", "model.layers.1.self_attn.k_proj.weight", 3e38, &["layer 1, output of k_proj"]),
-        ("v_proj", "model.layers.1.self_attn.v_proj.weight", 3e38, &["layer 1, output of v_proj"]),
-        ("o_proj", "model.layers.1.self_attn.o_proj.weight", 3e38, &["layer 1, output of o_proj"]),
-        ("up_proj", "model.layers.1.mlp.up_proj.weight", 3e38, &["layer 1, output of up_proj"]),
-        ("gate_times_up", "model.layers.1.mlp", 1e25, &["layer 1, input of down_proj"]),
-        ("last_down_proj", "model.layers.2.mlp.down_proj.weight", 3e38, &["layer 2, output of down_proj"]),
+        ("last", &[("2.mlp.down_proj", 3e38)], &["layer 2, output of down_proj"]),
+        ("squares", &[("1.mlp.up_proj", 1e22)], &["layers.1.mlp.down_proj", "not finite"]),
     ];
-    for (name, tensor, value, expected) in cases {
+    for (name, planted, expected) in cases {
         trials.push(Trial::test(format!("not_finite::{name}"), move || {
             let directory = tempfile::tempdir()?;
             let nano = fixture("nano-llama");
@@ -683,14 +684,13 @@ fn not_finite(trials: &mut Vec<Trial>) {
             let writer = TensorWriter::create(&directory.path().join(SINGLE), headers, &HashMap::new())?;
             for (name, _) in &infos {
                 let mut bytes = source.bytes(name)?.to_vec();
-                if name.starts_with(tensor) && !name.contains("down_proj") | (tensor == *name) {
-                    // All of it, or the overflow might cancel.
-                    bytes.chunks_exact_mut(4).enumerate().for_each(|(i, x)| {
-                        let sign = if f32::from_le_bytes(x.try_into().unwrap()) < 0.0 { -1.0 } else { 1.0 };
-                        if i == 0 || value.is_finite() {
-                            x.copy_from_slice(&(sign * value).to_le_bytes());
-                        }
-                    });
+                let of_tensor = |(part, _): &&(&str, f32)| *name == format!("model.layers.{part}.weight");
+                if let Some(&(_, value)) = planted.iter().find(of_tensor) {
+                    let every = if value.is_finite() { 1 } else { bytes.len() };
+                    for x in bytes.chunks_exact_mut(4).step_by(every) {
+                        let sign = f32::from_le_bytes(x.try_into().unwrap()).signum();
+                        x.copy_from_slice(&(sign * value).to_le_bytes());
+                    }
                 }
                 writer.write(name, &bytes)?;
             }
@@ -698,10 +698,12 @@ fn not_finite(trials: &mut Vec<Trial>) {
             let tokens = nano.join("tokens-calibration.safetensors");
             let windows = Windows::from_tokens(&tokens, &checkpoint.config, None, None)?;
             let output = directory.path().join("pruned");
+            // One block per linear: between blocks the update of such weights would overflow first.
+            let config = PruneConfig { block_size: 256, ..PruneConfig::default() };
             let job = PruneJob {
                 checkpoint: &checkpoint,
                 windows: Some(&windows),
-                method: Method::DuoGpt(PruneConfig::default()),
+                method: Method::DuoGpt(config),
                 activation_sparsity: 0.5,
                 activation_dtype: None,
                 dtype: None,
