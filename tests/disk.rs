@@ -13,7 +13,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 fn main() {
     let permitted = mounted(tempfile::tempdir().expect("a directory").path(), "true");
     let skip = !permitted.is_ok_and(|outcome| outcome.status.success());
-    let tests: [(&str, fn() -> Result<(), Failed>); 5] = [
+    type Test = fn() -> Result<(), Failed>;
+    let tests: [(&str, Test); 5] = [
         ("full_from_the_beginning", full_from_the_beginning),
         ("full_after_some_layers", full_after_some_layers),
         ("read_only", read_only),

@@ -614,6 +614,15 @@ fn tokenizers(trials: &mut Vec<Trial>) {
     };
     case("empty", |_| String::new(), &[]);
     case("cut_short", |text| text[..text.len() / 2].into(), &[]);
+    case("decoder_cut_short", |text| text[..text.find("\"decoder\"").unwrap() + 20].into(), &["not JSON"]);
+    case(
+        "normalizer_without_its_table",
+        |text| {
+            let broken = "\"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": \"AAAA\"}";
+            text.replace("\"normalizer\": null", broken)
+        },
+        &[],
+    );
     case("not_a_tokenizer", |_| "{\"model\": {}}".into(), &[]);
     case("unknown_model", |text| text.replace("\"type\": \"BPE\"", "\"type\": \"Magic\""), &[]);
     case(

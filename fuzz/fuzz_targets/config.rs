@@ -13,8 +13,12 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => assert!(error.to_string().contains("config.json"), "{error} names no file"),
         Ok(config) => {
             assert!(config.num_attention_heads.is_multiple_of(config.num_key_value_heads));
-            assert!(config.head_dim.is_multiple_of(2) && config.rms_norm_eps > 0.0 && config.rope_theta > 0.0);
-            assert!(config.vocab_size > 0 && config.num_hidden_layers > 0 && config.max_position_embeddings > 0);
+            assert!(
+                config.head_dim.is_multiple_of(2) && config.rms_norm_eps > 0.0 && config.rope_theta > 0.0
+            );
+            assert!(
+                config.vocab_size > 0 && config.num_hidden_layers > 0 && config.max_position_embeddings > 0
+            );
             for linear in Linear::ALL {
                 let (rows, columns) = linear.shape(&config);
                 assert!(rows.checked_mul(columns).is_some_and(|weights| weights > 0));

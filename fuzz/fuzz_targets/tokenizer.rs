@@ -14,7 +14,9 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => assert!(error.to_string().contains("tokenizer.json"), "{error} names no file"),
         Ok(tokenizer) => {
             let _ = tokenizer.prefix_token();
-            for text in ["", "the <s>quick</s> brown\tfox's 1234\n\n", "na\u{ef}ve \u{6f22}\u{5b57} \u{1f98a}\u{0}"] {
+            for text in
+                ["", "the <s>quick</s> brown\tfox's 1234\n\n", "na\u{ef}ve \u{6f22}\u{5b57} \u{1f98a}\u{0}"]
+            {
                 let _ = tokenizer.encode(text);
                 let _ = tokenizer.encode_plain(text);
             }

@@ -1,6 +1,9 @@
 //! `tokenizer.json`, through the `tokenizers` library.
 
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use serde_json::Value;
 use tokenizers::Model;
@@ -38,10 +41,8 @@ impl Tokenizer {
             detail: format!("not a tokenizer that is understood: {error}"),
         };
         let text = std::fs::read_to_string(&path).map_err(|error| malformed(error.to_string()))?;
-        // The library panics on some texts that are not JSON.
         parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
-        let mut tokenizer: tokenizers::Tokenizer =
-            text.parse().map_err(|error: tokenizers::Error| malformed(error.to_string()))?;
+        let mut tokenizer = guarded(|| text.parse::<tokenizers::Tokenizer>()).map_err(malformed)?;
         // A file may ask for both, but what is cut or padded is decided here.
         tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
         tokenizer.with_padding(None);
@@ -84,7 +85,7 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, String> {
-        let encoding = self.tokenizer.encode_fast(text, around).map_err(|error| error.to_string())?;
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, around))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -121,4 +122,28 @@ impl Tokenizer {
                 .into(),
         })
     }
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The library panics on some files that are JSON but make no sense, when it reads them or when it encodes. That is an
+/// error like others, and no word of a panic is printed.
+fn guarded<R>(call: impl FnOnce() -> Result<R, tokenizers::Error>) -> Result<R, String> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                hook(panic);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(false);
+    outcome
+        .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
+        .map_err(|error| error.to_string())
 }
