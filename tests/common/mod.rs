@@ -39,6 +39,29 @@ pub fn read_json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
+/// Every file of a directory; the report without times and environment.
+pub fn content(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_string();
+            if name != "prune-report.json" {
+                return (name, std::fs::read(&path).unwrap());
+            }
+            let mut report = read_json(&path);
+            report["environment"] = Value::Null;
+            report["totals"]["seconds"] = Value::Null;
+            for linear in report["linears"].as_array_mut().unwrap() {
+                linear["seconds"] = Value::Null;
+            }
+            (name, report.to_string().into_bytes())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
 /// The settings of a run of an `upstream*.json`.
 pub fn method(run: &Value) -> Option<Method> {
     let config = &run["config"];
