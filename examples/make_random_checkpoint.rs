@@ -1,170 +1,169 @@
-//! A LLaMA with random weights and nothing to say, in the shape of a real one: for measuring time and memory.
+//! Writes a LLaMA with random weights, to try memory and time on a shape without its download:
 //!
 //! ```text
-//! cargo run --release --example make_random_checkpoint -- random-1.1b
-//! cargo run --release -- prune --model random-1.1b --tokens random-1.1b/tokens.safetensors --output pruned
+//! cargo run --release --example make_random_checkpoint -- --output random-1.1b --shape 1.1b
+//! duogpt prune --model random-1.1b --tokens random-1.1b/tokens.safetensors --samples 4 --output pruned-1.1b
 //! ```
 //!
-//! Without options it has the shape of TinyLlama 1.1B, in bf16 (2.2 GB in three shards). Beside the model lie token
-//! windows to calibrate on, so that no tokenizer is needed. Everything comes from ChaCha8 with the given seed.
+//! The weights are uniform with standard deviation 0.02, in bf16, from ChaCha8 with a stream of its own for every tensor;
+//! the norms are 1. `tokens.safetensors` holds 16 windows of 128 random tokens.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
-use duogpt::files::write_atomically;
-use duogpt::tensors::{Dtype, FloatType, TensorWriter};
+use clap::{Parser, ValueEnum};
+use duogpt::llama::{Checkpoint, Linear, LlamaConfig};
+use duogpt::tensors::{Dtype, TensorWriter};
+use half::bf16;
 use indicatif::{ProgressBar, ProgressStyle};
-use ndarray::Array2;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::json;
 
 #[derive(Parser)]
 struct Args {
     /// Directory to create.
+    #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    #[arg(long, default_value_t = 22)]
-    layers: usize,
-    #[arg(long, default_value_t = 2048)]
-    hidden_size: usize,
-    #[arg(long, default_value_t = 5632)]
-    intermediate_size: usize,
-    #[arg(long, default_value_t = 32)]
-    heads: usize,
-    #[arg(long, default_value_t = 4)]
-    kv_heads: usize,
-    #[arg(long, default_value_t = 32000)]
-    vocabulary: usize,
-    /// Token windows for calibration.
-    #[arg(long, default_value_t = 4)]
-    windows: usize,
-    /// Tokens in each.
-    #[arg(long, default_value_t = 128)]
-    sequence_length: usize,
+    #[arg(long, value_enum, default_value = "1.1b")]
+    shape: Shape,
+    /// Of the weights and tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
-/// Bytes after which a new shard begins.
-const SHARD: usize = 1 << 30;
-
-/// As published models are initialised.
-const STANDARD_DEVIATION: f32 = 0.02;
-
-/// Name and shape of every tensor, in the order of the forward pass.
-fn tensors(args: &Args) -> Vec<(String, Vec<usize>)> {
-    let (hidden, mlp) = (args.hidden_size, args.intermediate_size);
-    let key_value = hidden / args.heads * args.kv_heads;
-    let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![args.vocabulary, hidden])];
-    for layer in 0..args.layers {
-        let of_layer = [
-            ("input_layernorm", vec![hidden]),
-            ("self_attn.q_proj", vec![hidden, hidden]),
-            ("self_attn.k_proj", vec![key_value, hidden]),
-            ("self_attn.v_proj", vec![key_value, hidden]),
-            ("self_attn.o_proj", vec![hidden, hidden]),
-            ("post_attention_layernorm", vec![hidden]),
-            ("mlp.gate_proj", vec![mlp, hidden]),
-            ("mlp.up_proj", vec![mlp, hidden]),
-            ("mlp.down_proj", vec![hidden, mlp]),
-        ];
-        tensors.extend(of_layer.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)));
-    }
-    tensors.push(("model.norm.weight".into(), vec![hidden]));
-    tensors.push(("lm_head.weight".into(), vec![args.vocabulary, hidden]));
-    tensors
+#[derive(Clone, Copy, ValueEnum)]
+enum Shape {
+    /// 2 layers, hidden 768, intermediate 3072, 12 heads.
+    #[value(name = "68m")]
+    Small,
+    /// 22 layers, hidden 2048, intermediate 5632, 32 heads, 4 key-value heads.
+    #[value(name = "1.1b")]
+    Medium,
+    /// 32 layers, hidden 4096, intermediate 14336, 32 heads, 8 key-value heads.
+    #[value(name = "8b")]
+    Large,
 }
+
+const STANDARD_DEVIATION: f32 = 0.02;
+const SHARD_BYTES: usize = 512 << 20;
+const TOKENS: [usize; 2] = [16, 128];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    if args.heads == 0
-        || args.kv_heads == 0
-        || args.hidden_size % (2 * args.heads) != 0
-        || args.heads % args.kv_heads != 0
-    {
-        return Err(
-            "the heads must divide the hidden size into even widths, and the kv heads the heads".into()
-        );
+    if args.output.exists() {
+        return Err(format!("{} exists already", args.output.display()).into());
     }
-    fs::create_dir(&args.output).map_err(|error| format!("{}: {error}", args.output.display()))?;
-    let mut random = ChaCha8Rng::seed_from_u64(args.seed);
-    write_weights(&args, &mut random)?;
-    write_tokens(&args, &mut random)?;
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": args.hidden_size,
-        "intermediate_size": args.intermediate_size,
-        "num_hidden_layers": args.layers,
-        "num_attention_heads": args.heads,
-        "num_key_value_heads": args.kv_heads,
-        "vocab_size": args.vocabulary,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": false,
-        "torch_dtype": "bfloat16",
-    });
-    // Last: without it the directory is no checkpoint.
-    write_atomically(&args.output.join("config.json"), format!("{config:#}\n").as_bytes())?;
+    // Complete, or not there.
+    let mut partial = args.output.clone().into_os_string();
+    partial.push(".partial");
+    let partial = Path::new(&partial);
+    fs::create_dir(partial)?;
+    write(partial, args.shape, args.seed).inspect_err(|_| drop(fs::remove_dir_all(partial)))?;
+    fs::rename(partial, &args.output)?;
     Ok(())
 }
 
-fn write_weights(args: &Args, random: &mut ChaCha8Rng) -> Result<(), Box<dyn Error>> {
-    let bytes = |shape: &[usize]| shape.iter().product::<usize>() * FloatType::Bf16.size();
-    let mut shards: Vec<Vec<(String, Vec<usize>)>> = vec![Vec::new()];
-    let mut filled = 0;
-    for (name, shape) in tensors(args) {
-        if filled >= SHARD {
-            shards.push(Vec::new());
-            filled = 0;
-        }
-        filled += bytes(&shape);
-        shards.last_mut().expect("there is one").push((name, shape));
-    }
-    let total: usize = shards.iter().flatten().map(|(_, shape)| bytes(shape)).sum();
-    let bar = ProgressBar::new(total as u64).with_style(ProgressStyle::with_template(
-        "[{bar:32}] {bytes} of {total_bytes}, {elapsed} elapsed, {eta} left",
-    )?);
+fn write(directory: &Path, shape: Shape, seed: u64) -> Result<(), Box<dyn Error>> {
+    let [layers, hidden, intermediate, heads, kv_heads, vocabulary] = match shape {
+        Shape::Small => [2, 768, 3072, 12, 12, 32000],
+        Shape::Medium => [22, 2048, 5632, 32, 4, 32000],
+        Shape::Large => [32, 4096, 14336, 32, 8, 128_256],
+    };
+    let json = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "hidden_act": "silu",
+        "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+    });
+    let config_path = directory.join("config.json");
+    fs::write(&config_path, format!("{json:#}\n"))?;
+    let config = LlamaConfig::read(&config_path)?;
 
-    let mut place = BTreeMap::new();
-    for (i, shard) in shards.iter().enumerate() {
-        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+    let shards = shards(tensors(&config));
+    let bytes = |shape: &[usize]| 2 * shape.iter().product::<usize>();
+    let total: usize = shards.iter().flatten().map(|(_, shape)| bytes(shape)).sum();
+    let bar = ProgressBar::new(total as u64);
+    bar.set_style(ProgressStyle::with_template("[{bar:32}] {bytes} of {total_bytes}, {eta} left")?);
+    let mut weight_map = serde_json::Map::new();
+    let mut stream = 0;
+    for (number, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
         let headers = shard.iter().map(|(name, shape)| (name.as_str(), Dtype::BF16, shape.as_slice()));
-        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        let writer = TensorWriter::create(&args.output.join(&file), headers, &metadata)?;
+        let metadata = HashMap::from([("format".into(), "pt".into())]);
+        let writer = TensorWriter::create(&directory.join(&file), headers, &metadata)?;
         for (name, shape) in shard {
-            let columns = shape[shape.len() - 1];
-            let rows = shape.iter().product::<usize>() / columns;
-            let weight = match shape.len() {
-                1 => Array2::ones((rows, columns)),
-                // Uniform with this standard deviation.
-                _ => Array2::from_shape_simple_fn((rows, columns), || {
-                    STANDARD_DEVIATION * 12f32.sqrt() * (random.random::<f32>() - 0.5)
-                }),
-            };
-            writer.write(name, &FloatType::Bf16.encode(weight.view()))?;
-            place.insert(name.clone(), file.clone());
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            random.set_stream(stream);
+            stream += 1;
+            writer.write(name, &values(shape, &mut random))?;
+            weight_map.insert(name.clone(), file.as_str().into());
             bar.inc(bytes(shape) as u64);
         }
         writer.sync()?;
     }
-    bar.finish_and_clear();
-    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": place });
-    let path = args.output.join("model.safetensors.index.json");
-    Ok(write_atomically(&path, format!("{index:#}\n").as_bytes())?)
+    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    fs::write(directory.join(Checkpoint::INDEX), format!("{index:#}\n"))?;
+
+    let tokens = TensorWriter::create(
+        &directory.join("tokens.safetensors"),
+        [("tokens", Dtype::I64, &TOKENS[..])],
+        &HashMap::new(),
+    )?;
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(stream);
+    let ids = (0..TOKENS[0] * TOKENS[1]).map(|_| random.random_range(0..vocabulary as u64));
+    tokens.write("tokens", &ids.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())?;
+    bar.finish();
+    Ok(())
 }
 
-fn write_tokens(args: &Args, random: &mut ChaCha8Rng) -> Result<(), Box<dyn Error>> {
-    let path: &Path = &args.output.join("tokens.safetensors");
-    let shape = [args.windows, args.sequence_length];
-    let writer = TensorWriter::create(path, [("tokens", Dtype::I64, &shape[..])], &HashMap::new())?;
-    let tokens =
-        (0..args.windows * args.sequence_length).map(|_| random.random_range(0..args.vocabulary) as i64);
-    writer.write("tokens", &tokens.flat_map(i64::to_le_bytes).collect::<Vec<_>>())?;
-    writer.sync()?;
-    Ok(())
+/// Names and shapes, in the order of the forward pass.
+fn tensors(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
+    let hidden = config.hidden_size;
+    let mut tensors = vec![("model.embed_tokens.weight".into(), vec![config.vocab_size, hidden])];
+    for layer in 0..config.num_hidden_layers {
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            tensors.push((format!("model.layers.{layer}.{norm}.weight"), vec![hidden]));
+        }
+        for linear in Linear::ALL {
+            let (rows, columns) = linear.shape(config);
+            tensors.push((linear.tensor(layer), vec![rows, columns]));
+        }
+    }
+    tensors.push(("model.norm.weight".into(), vec![hidden]));
+    tensors.push(("lm_head.weight".into(), vec![config.vocab_size, hidden]));
+    tensors
+}
+
+/// Cuts before a shard would exceed its size.
+fn shards(tensors: Vec<(String, Vec<usize>)>) -> Vec<Vec<(String, Vec<usize>)>> {
+    let mut shards = vec![Vec::new()];
+    let mut filled = 0;
+    for (name, shape) in tensors {
+        let bytes = 2 * shape.iter().product::<usize>();
+        if filled > 0 && filled + bytes > SHARD_BYTES {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes;
+        shards.last_mut().expect("never empty").push((name, shape));
+    }
+    shards
+}
+
+/// bf16, little-endian.
+fn values(shape: &[usize], random: &mut ChaCha8Rng) -> Vec<u8> {
+    let count = shape.iter().product();
+    if shape.len() == 1 {
+        return bf16::ONE.to_le_bytes().repeat(count);
+    }
+    let reach = 3f32.sqrt() * STANDARD_DEVIATION; // of the uniform distribution with this deviation
+    let mut bytes = Vec::with_capacity(2 * count);
+    for _ in 0..count {
+        bytes.extend(bf16::from_f32(random.random_range(-reach..reach)).to_le_bytes());
+    }
+    bytes
 }

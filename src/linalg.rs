@@ -83,8 +83,14 @@ macro_rules! scalar {
 scalar!(f32);
 scalar!(f64);
 
-/// Rows of the output that one task computes.
-const ROWS_PER_TASK: usize = 128;
+/// Rows of an output of `rows` that one task computes. Every task packs the other operand anew, so few of many rows are
+/// faster; but there should be work for several cores. Never a matter of how many there are.
+fn rows_per_task(rows: usize) -> usize {
+    rows.div_ceil(4).clamp(SMALLEST, 4 * SMALLEST)
+}
+
+/// Below this, halving a matrix or its rows costs more than it saves.
+const SMALLEST: usize = 128;
 
 /// OpenBLAS has no Rust setter for its thread count, and its own threads inside rayon's oversubscribe the cores.
 pub(crate) fn single_threaded_blas() {
@@ -113,9 +119,10 @@ pub fn blas_description() -> String {
 pub fn gemm<T: Scalar>(alpha: f64, a: ArrayView2<T>, b: ArrayView2<T>, beta: f64, mut c: ArrayViewMut2<T>) {
     single_threaded_blas();
     assert_eq!((a.nrows(), b.ncols()), c.dim(), "the product does not fit its place");
-    c.axis_chunks_iter_mut(Axis(0), ROWS_PER_TASK)
+    let rows = rows_per_task(c.nrows());
+    c.axis_chunks_iter_mut(Axis(0), rows)
         .into_par_iter()
-        .zip(a.axis_chunks_iter(Axis(0), ROWS_PER_TASK))
+        .zip(a.axis_chunks_iter(Axis(0), rows))
         .for_each(|(mut c, a)| linalg::general_mat_mul(T::of(alpha), &a, &b, T::of(beta), &mut c));
 }
 
@@ -135,20 +142,31 @@ pub fn matmul<T: Scalar>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
 /// When the shapes do not fit each other.
 pub fn gram<T: Scalar>(alpha: f64, a: ArrayView2<T>, beta: f64, c: &mut Array2<T>) {
     single_threaded_blas();
-    let mut strips: Vec<_> = c.axis_chunks_iter_mut(Axis(0), ROWS_PER_TASK).enumerate().collect();
-    strips.par_iter_mut().for_each(|(i, strip)| {
-        let first = *i * ROWS_PER_TASK;
-        let last = first + strip.nrows();
-        let lower = &mut strip.slice_mut(s![.., ..last]);
-        linalg::general_mat_mul(
-            T::of(alpha),
-            &a.slice(s![first..last, ..]),
-            &a.slice(s![..last, ..]).t(),
-            T::of(beta),
-            lower,
-        );
-    });
+    assert_eq!((a.nrows(), a.nrows()), c.dim(), "the product does not fit its place");
+    gram_lower(alpha, a, beta, c.view_mut());
     mirror_lower(c);
+}
+
+/// The lower triangle of [`gram`], by halves; what is above the diagonal is undefined:
+///
+/// ```text
+/// [A1] [A1^T A2^T] = [A1 A1^T     .   ]
+/// [A2]               [A2 A1^T  A2 A2^T]
+/// ```
+fn gram_lower<T: Scalar>(alpha: f64, a: ArrayView2<T>, beta: f64, mut c: ArrayViewMut2<T>) {
+    let k = c.nrows();
+    if k <= SMALLEST {
+        linalg::general_mat_mul(T::of(alpha), &a, &a.t(), T::of(beta), &mut c);
+        return;
+    }
+    let (a1, a2) = a.split_at(Axis(0), k / 2);
+    let (top, bottom) = c.split_at(Axis(0), k / 2);
+    let (first, _) = top.split_at(Axis(1), k / 2);
+    let (below, second) = bottom.split_at(Axis(1), k / 2);
+    rayon::join(
+        || gemm(alpha, a2, a1.t(), beta, below),
+        || rayon::join(|| gram_lower(alpha, a1, beta, first), || gram_lower(alpha, a2, beta, second)),
+    );
 }
 
 /// A copy with the strides that LAPACK's wrapper accepts: of a 1 x 1 matrix ndarray may keep others.
@@ -227,8 +245,8 @@ mod tests {
     #[test]
     fn gram_is_the_product_with_the_transpose_and_exactly_symmetric() {
         // Small integers: every sum is exact, so equality is the right comparison.
-        let a = Array2::from_shape_fn((150, 20), |(i, j)| ((i * 5 + j * 3) % 9) as f64 - 4.0);
-        let mut c = Array2::from_elem((150, 150), 2.0);
+        let a = Array2::from_shape_fn((300, 20), |(i, j)| ((i * 5 + j * 3) % 9) as f64 - 4.0);
+        let mut c = Array2::from_elem((300, 300), 2.0);
         gram(1.0, a.view(), 0.5, &mut c);
         assert_eq!(c, a.dot(&a.t()) + 1.0);
         assert_eq!(c, c.t());

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::{Mmap, UncheckedAdvice};
 use ndarray::{Array, Array1, Array2, ArrayView2, Dimension, IntoDimension, Ix1, Ix2, Ix3};
-use safetensors::SafeTensors;
 pub use safetensors::tensor::Dtype;
 use sha2::{Digest, Sha256};
 
+use crate::files::parse_json;
 use crate::linalg::Scalar;
 
 /// Why a safetensors file could not be read or written. Every message names the file.
@@ -129,7 +130,8 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Maps the file and checks its header: every tensor lies inside the file, without overlap or gap.
+    /// Maps the file and checks its header: every tensor lies inside the file, without overlap or gap, in as many bytes
+    /// as its type and shape take.
     ///
     /// # Errors
     /// [`TensorError::Io`], [`Truncated`](TensorError::Truncated), [`Malformed`](TensorError::Malformed).
@@ -138,26 +140,7 @@ impl TensorFile {
         // SAFETY: the map is read-only; like every reader of mapped checkpoints we rely on nobody truncating the
         // file while it is open.
         let map = unsafe { Mmap::map(&file) }.map_err(TensorError::io(path))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            use safetensors::SafeTensorError::*;
-            let (path, detail) = (path.to_path_buf(), error.to_string());
-            match error {
-                HeaderTooSmall | InvalidHeaderLength | MetadataIncompleteBuffer => {
-                    TensorError::Truncated { path, detail }
-                }
-                _ => TensorError::Malformed { path, detail },
-            }
-        })?;
-        let start = header + 8; // the length of the header stands before it
-        let tensors = metadata
-            .tensors()
-            .into_iter()
-            .map(|(name, info)| {
-                let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
-                (name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), bytes })
-            })
-            .collect();
-        let metadata = metadata.metadata().clone().unwrap_or_default();
+        let (tensors, metadata) = read_header(path, &map)?;
         Ok(TensorFile { path: path.to_path_buf(), map, tensors, metadata })
     }
 
@@ -216,10 +199,9 @@ impl TensorFile {
     /// # Errors
     /// Missing, of another element type, of another number of dimensions than `D`, or not finite.
     fn floats<T: Scalar, D: Dimension>(&self, name: &str) -> Result<Array<T, D>, TensorError> {
-        let info = self.info(name)?;
-        let bytes = self.bytes(name)?;
-        let values =
-            decode(bytes, info.dtype).ok_or_else(|| self.wrong_dtype(name, "F64, F32, F16 or BF16"))?;
+        self.check_dimensions::<D>(name)?;
+        let values = decode(self.bytes(name)?, self.info(name)?.dtype)
+            .ok_or_else(|| self.wrong_dtype(name, "F64, F32, F16 or BF16"))?;
         let array = self.shaped::<T, D>(name, values)?;
         match array.indexed_iter().find(|(_, x)| !x.is_finite()) {
             None => Ok(array),
@@ -231,16 +213,25 @@ impl TensorFile {
         }
     }
 
+    /// Refuses a tensor that does not have the number of dimensions of `D`, before it is read.
+    fn check_dimensions<D: Dimension>(&self, name: &str) -> Result<(), TensorError> {
+        let found = &self.info(name)?.shape;
+        match D::NDIM {
+            Some(dimensions) if dimensions != found.len() => Err(TensorError::ShapeMismatch {
+                path: self.path.clone(),
+                name: name.into(),
+                expected: format!("{dimensions} dimensions"),
+                found: found.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Values of a tensor whose dimensions were checked.
     fn shaped<A, D: Dimension>(&self, name: &str, values: Vec<A>) -> Result<Array<A, D>, TensorError> {
-        let found = self.info(name)?.shape.clone();
-        let wrong = |found| TensorError::ShapeMismatch {
-            path: self.path.clone(),
-            name: name.into(),
-            expected: format!("{} dimensions", D::NDIM.unwrap_or(0)),
-            found,
-        };
-        let array = Array::from_shape_vec(found.clone(), values).map_err(|_| wrong(found.clone()))?;
-        array.into_dimensionality::<D>().map_err(|_| wrong(found))
+        let shape = self.info(name)?.shape.as_slice();
+        let array = Array::from_shape_vec(shape, values).expect("the header was checked: a value per entry");
+        Ok(array.into_dimensionality::<D>().expect("the number of dimensions was checked"))
     }
 
     fn wrong_dtype(&self, name: &str, expected: &'static str) -> TensorError {
@@ -300,6 +291,7 @@ impl TensorFile {
         if self.info(name)?.dtype != Dtype::I64 {
             return Err(self.wrong_dtype(name, "I64"));
         }
+        self.check_dimensions::<D>(name)?;
         let (chunks, _) = self.bytes(name)?.as_chunks::<8>();
         self.shaped(name, chunks.iter().map(|b| i64::from_le_bytes(*b)).collect())
     }
@@ -312,6 +304,7 @@ impl TensorFile {
         if self.info(name)?.dtype != Dtype::U8 {
             return Err(self.wrong_dtype(name, "U8"));
         }
+        self.check_dimensions::<Ix2>(name)?;
         let flags = self.bytes(name)?.iter().map(|&b| b != 0).collect();
         self.shaped(name, flags)
     }
@@ -342,6 +335,91 @@ fn decode_integers(bytes: &[u8], dtype: Dtype) -> Option<Vec<f64>> {
         Dtype::U64 => each!(u64),
         _ => return None,
     })
+}
+
+/// What the format allows; no published checkpoint comes near.
+const LONGEST_HEADER: usize = 100_000_000;
+
+type Header = (BTreeMap<String, TensorInfo>, HashMap<String, String>);
+
+/// Tensors and metadata of a safetensors file: the length of the header (u64), the header (JSON), the data.
+///
+/// The library's own check of the header names no tensor, lets a name pass that is listed twice, and adds up the
+/// tensors' sizes without a check for overflow.
+fn read_header(path: &Path, content: &[u8]) -> Result<Header, TensorError> {
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        dtype: Dtype,
+        shape: Vec<usize>,
+        data_offsets: [usize; 2],
+    }
+    let truncated = |detail: String| TensorError::Truncated { path: path.into(), detail };
+    let malformed = |detail: String| TensorError::Malformed { path: path.into(), detail };
+
+    let Some((length, rest)) = content.split_first_chunk::<8>() else {
+        return Err(truncated(format!("{} bytes, expected at least 8", content.len())));
+    };
+    let length = u64::from_le_bytes(*length);
+    let header = usize::try_from(length).ok().and_then(|length| rest.get(..length)).ok_or_else(|| {
+        truncated(format!("the header should have {length} bytes, and {} are left", rest.len()))
+    })?;
+    if header.len() > LONGEST_HEADER {
+        return Err(malformed(format!("{length} bytes long, expected at most {LONGEST_HEADER}")));
+    }
+    let data = &rest[header.len()..];
+    let text = std::str::from_utf8(header).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
+    let json = parse_json(text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+    let serde_json::Value::Object(mut json) = json else { return Err(malformed("not a JSON object".into())) };
+    let metadata = json.remove("__metadata__").map_or(Ok(HashMap::new()), |metadata| {
+        serde_json::from_value(metadata)
+            .map_err(|error| malformed(format!("`__metadata__`: {error}, expected text for text")))
+    })?;
+
+    let mut entries = Vec::new();
+    for (name, entry) in json {
+        let entry: Entry =
+            serde_json::from_value(entry).map_err(|error| malformed(format!("tensor `{name}`: {error}")))?;
+        entries.push((name, entry));
+    }
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    let start = 8 + header.len();
+    let (mut end_before, mut tensors) = (0, BTreeMap::new());
+    for (name, Entry { dtype, shape, data_offsets: [begin, end] }) in entries {
+        let place =
+            format!("tensor `{name}` ({dtype:?}, shape {shape:?}) at bytes {begin}..{end} of the data");
+        if begin > end {
+            return Err(malformed(format!("{place}: it ends before it begins")));
+        }
+        if end > data.len() {
+            return Err(truncated(format!("{place}: there are only {}", data.len())));
+        }
+        if begin != end_before {
+            let what = if begin < end_before { "overlaps the tensor before it" } else { "leaves a gap" };
+            return Err(malformed(format!("{place}: {what}, expected to begin at {end_before}")));
+        }
+        // A dimension of 0 must not hide an overflow of the others: arrays refuse such shapes.
+        let nonzero = shape.iter().filter(|&&length| length > 0);
+        let bits = nonzero.copied().try_fold(dtype.bitsize(), usize::checked_mul);
+        let size = match bits {
+            Some(bits) if bits > isize::MAX as usize => None,
+            Some(_) if shape.contains(&0) => Some(0),
+            bits => bits.filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8),
+        };
+        match size {
+            Some(size) if size == end - begin => {}
+            Some(size) => return Err(malformed(format!("{place}: type and shape take {size} bytes"))),
+            None => return Err(malformed(format!("{place}: no such number of whole bytes can be"))),
+        }
+        end_before = end;
+        tensors.insert(name, TensorInfo { dtype, shape, bytes: start + begin..start + end });
+    }
+    if end_before != data.len() {
+        return Err(malformed(format!(
+            "{} bytes behind the last tensor belong to none",
+            data.len() - end_before
+        )));
+    }
+    Ok((tensors, metadata))
 }
 
 /// Little-endian floats of any of the four types, rounded to `T`; `None` for another type.
@@ -457,7 +535,8 @@ pub struct TensorWriter {
 }
 
 impl TensorWriter {
-    /// Creates the file with its header. `tensors` are name, type and shape in the order of their data.
+    /// Creates the file with its header. `tensors` are name, type and shape in the order of their data. The file gets its
+    /// full length at once: a full disk is found here, and not after hours.
     ///
     /// # Errors
     /// [`TensorError::Io`].
@@ -490,7 +569,7 @@ impl TensorWriter {
             let mut file = File::create(path)?;
             file.write_all(&(header.len() as u64).to_le_bytes())?;
             file.write_all(&header)?;
-            file.set_len(data_start + end)?;
+            reserve(&file, data_start + end)?;
             Ok(file)
         };
         let file = create().map_err(TensorError::io(path))?;
@@ -540,6 +619,16 @@ impl TensorWriter {
     /// [`TensorError::Io`].
     pub fn sync(&self) -> Result<(), TensorError> {
         self.file.sync_all().map_err(TensorError::io(&self.path))
+    }
+}
+
+/// Gives a file its length, with all of its blocks.
+fn reserve(file: &File, length: u64) -> io::Result<()> {
+    let length = length.try_into().map_err(|_| io::ErrorKind::FileTooLarge)?;
+    // SAFETY: the descriptor is open for as long as the file is borrowed.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{fixture, read_json};
+use common::{eval_perplexity, fixture, read_json};
 use duogpt::llama::{Checkpoint, Jitter, Linear};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -269,20 +269,7 @@ fn gaps_are_to_the_dense_weights_and_standings_among_the_others() {
     // What `eval perplexity` says of the dense model.
     let model = fixture("nano-llama");
     let tokens = model.join("tokens-evaluation.safetensors");
-    let outcome = common::duogpt(&[
-        "eval",
-        "perplexity",
-        "--model",
-        model.to_str().unwrap(),
-        "--tokens",
-        tokens.to_str().unwrap(),
-        "--limit",
-        "4",
-        "--activation-sparsity",
-        "0.5",
-        "--json",
-    ]);
-    let alone: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let alone = eval_perplexity(&model, &tokens, "4", &["--activation-sparsity", "0.5"]);
     assert_eq!(report["points"][1]["rows"][0]["runs"][0]["perplexity"], alone);
 }
 
@@ -377,20 +364,7 @@ fn kept_models_are_the_ones_that_were_measured_and_stay() {
         let model = place.path("comparison/models").join(run["name"].as_str().unwrap());
         Checkpoint::open(&model).unwrap();
         let tokens = place.path("model/tokens-evaluation.safetensors");
-        let outcome = common::duogpt(&[
-            "eval",
-            "perplexity",
-            "--model",
-            model.to_str().unwrap(),
-            "--tokens",
-            tokens.to_str().unwrap(),
-            "--limit",
-            "4",
-            "--activation-sparsity",
-            "0.5",
-            "--json",
-        ]);
-        let alone: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+        let alone = eval_perplexity(&model, &tokens, "4", &["--activation-sparsity", "0.5"]);
         assert_eq!(run["perplexity"], alone);
     }
     // Other windows need no pruning now, and the models outlive it.

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use common::{duogpt, fixture, read_json};
+use common::{duogpt, eval_perplexity, fixture, read_json};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::streams::{Activations, Stream};
 use duogpt::calibrate::windows::Windows;
@@ -190,19 +190,7 @@ fn sixteen_bits_change_nothing_but_what_leaves_the_range_of_its_grid() {
 
 fn perplexity(model: &Path) -> f64 {
     let tokens = fixture("tiny-llama/tokens-sampled-evaluation.safetensors");
-    let outcome = duogpt(&[
-        "eval",
-        "perplexity",
-        "--model",
-        model.to_str().unwrap(),
-        "--tokens",
-        tokens.to_str().unwrap(),
-        "--limit",
-        "8",
-        "--json",
-    ]);
-    let json: Value = serde_json::from_slice(&outcome.stdout).unwrap();
-    json["perplexity"].as_f64().unwrap()
+    eval_perplexity(model, &tokens, "8", &[])["perplexity"].as_f64().unwrap()
 }
 
 #[test]

@@ -8,10 +8,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{duogpt, fixture, read_json};
+use common::{content, duogpt, fixture, read_json};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::Value;
 
 fn arguments(output: &Path, more: &[&str]) -> Vec<String> {
     let model = fixture("nano-llama");
@@ -28,29 +27,6 @@ fn arguments(output: &Path, more: &[&str]) -> Vec<String> {
 fn run(output: &Path, more: &[&str]) -> std::process::Output {
     let arguments = arguments(output, more);
     duogpt(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
-}
-
-/// Every file of a directory; the report without times and environment.
-fn content(directory: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap().to_string();
-            if name != "prune-report.json" {
-                return (name, fs::read(&path).unwrap());
-            }
-            let mut report = read_json(&path);
-            report["environment"] = Value::Null;
-            report["totals"]["seconds"] = Value::Null;
-            for linear in report["linears"].as_array_mut().unwrap() {
-                linear["seconds"] = Value::Null;
-            }
-            (name, report.to_string().into_bytes())
-        })
-        .collect();
-    files.sort();
-    files
 }
 
 #[test]

@@ -67,13 +67,15 @@ pub enum CalibrateError {
     },
     /// The forward pass overflowed.
     #[error(
-        "layer {layer}, input of {linear}: a value of the {stream} stream is not finite; try --precision f64, or check the checkpoint"
+        "layer {layer}, {side} of {linear}: a value of the {stream} stream is not finite; try --precision f64, or check the checkpoint"
     )]
     NotFinite {
         /// The decoder layer, from 0.
         layer: usize,
-        /// The first linear that the values go into.
+        /// The first linear that such a value goes into, or comes out of.
         linear: Linear,
+        /// `"input"` or `"output"`.
+        side: &'static str,
         /// `"dense"` or `"sparse"`.
         stream: &'static str,
     },
@@ -204,6 +206,7 @@ impl PruneJob<'_> {
                             return Err(CalibrateError::NotFinite {
                                 layer: number,
                                 linear: first,
+                                side: "input",
                                 stream: which,
                             });
                         }
@@ -257,6 +260,12 @@ impl PruneJob<'_> {
                 }
                 if let Some((dense, sparse)) = &mut streams {
                     let errors = advance_both(dense, sparse, &layer, group, &pruned, || observer.advance());
+                    for (&linear, error) in group.linears().iter().zip(&errors) {
+                        if let Some(stream) = error.not_finite() {
+                            let side = "output";
+                            return Err(CalibrateError::NotFinite { layer: number, linear, side, stream });
+                        }
+                    }
                     for (report, error) in reports.iter_mut().zip(errors) {
                         report.relative_output_error = error.relative();
                     }

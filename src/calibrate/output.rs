@@ -1,5 +1,6 @@
 //! The new checkpoint directory: written under a temporary name, renamed when it is complete.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use crate::linalg::Scalar;
 use crate::llama::{Checkpoint, CheckpointError, Linear};
 use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
-/// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed,
-/// it leaves `<target>.partial`, which [`resume`](Self::resume) continues.
+/// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed, or
+/// refused by the disk after the first layer, it leaves `<target>.partial`, which [`resume`](Self::resume) continues.
 pub struct OutputDirectory {
     target: PathBuf,
     partial: PathBuf,
@@ -22,7 +23,8 @@ pub struct OutputDirectory {
     shards: Vec<TensorWriter>,
     /// Tensor to shard and stored type.
     place: HashMap<String, (usize, Option<FloatType>)>,
-    finished: bool,
+    /// Whether what is there outlives this value.
+    keep: Cell<bool>,
 }
 
 impl OutputDirectory {
@@ -65,13 +67,16 @@ impl OutputDirectory {
                 detail: "left by a run that was interrupted; continue it with --resume, or remove it".into(),
             });
         }
-        fs::create_dir(&partial).map_err(TensorError::io(&partial))?;
+        fs::create_dir(&partial).map_err(|error| CheckpointError::Unusable {
+            path: partial.clone(),
+            detail: format!("cannot be created ({error}); choose another --output"),
+        })?;
         let mut output = OutputDirectory {
             target: target.into(),
             partial,
             shards: Vec::new(),
             place: HashMap::new(),
-            finished: false,
+            keep: Cell::new(false),
         };
         output.copy_files(checkpoint, dtype)?;
         output.create_shards(checkpoint, dtype)?;
@@ -115,7 +120,7 @@ impl OutputDirectory {
             partial,
             shards: vec![],
             place: HashMap::new(),
-            finished: true,
+            keep: Cell::new(true),
         };
         for (number, shard) in checkpoint.shards().iter().enumerate() {
             let path = output.partial.join(shard.path().file_name().unwrap_or_default());
@@ -124,7 +129,7 @@ impl OutputDirectory {
                 output.place.insert(name.into(), (number, FloatType::of(info.dtype)));
             }
         }
-        output.finished = false; // from here on a failure cleans up
+        output.keep.set(false); // from here on a failure cleans up
         Ok((output, journal.linears))
     }
 
@@ -228,13 +233,31 @@ impl OutputDirectory {
     /// Rounds a pruned weight to its stored type, in place (the streams go on with what is stored), and writes it.
     ///
     /// # Errors
-    /// [`TensorError`]: the value does not fit the type, or the disk refuses.
-    pub fn write<T: Scalar>(&self, tensor: &str, weight: &mut Array2<T>) -> Result<(), TensorError> {
+    /// [`CheckpointError`]: the value does not fit the type, or the disk refuses.
+    pub fn write<T: Scalar>(&self, tensor: &str, weight: &mut Array2<T>) -> Result<(), CheckpointError> {
         let missing = || TensorError::MissingTensor { path: self.target.clone(), name: tensor.into() };
         let (shard, stored) = *self.place.get(tensor).ok_or_else(missing)?;
         let stored = stored.ok_or_else(missing)?;
         round_for_storage(&self.target, tensor, weight, stored)?;
-        self.shards[shard].write(tensor, &stored.encode(weight.view()))
+        let written = self.shards[shard].write(tensor, &stored.encode(weight.view()));
+        written.map_err(|error| self.refused(error))
+    }
+
+    /// The finished layers outlive a refusal of the disk.
+    fn refused(&self, error: TensorError) -> CheckpointError {
+        match error {
+            TensorError::Io { path, source } if self.partial.join(JOURNAL).is_file() => {
+                self.keep.set(true);
+                let partial = self.partial.display();
+                CheckpointError::Unusable {
+                    path,
+                    detail: format!(
+                        "{source}; the finished layers are kept in {partial}: make room, then continue with --resume"
+                    ),
+                }
+            }
+            error => error.into(),
+        }
     }
 
     /// A weight that was written before.
@@ -250,28 +273,29 @@ impl OutputDirectory {
     /// Records that every layer in `linears` is on the disk: what [`resume`](Self::resume) goes by.
     ///
     /// # Errors
-    /// [`TensorError::Io`].
+    /// [`CheckpointError`] when the disk refuses.
     pub fn layer_finished(&self, fingerprint: &str, linears: &[LinearReport]) -> Result<(), CheckpointError> {
-        self.shards.iter().try_for_each(TensorWriter::sync)?;
         let journal = Journal { fingerprint: fingerprint.into(), linears: linears.to_vec() };
         let text = serde_json::to_string(&journal).expect("a journal is plain data");
-        Ok(write_atomically(&self.partial.join(JOURNAL), text.as_bytes())?)
+        let synced = self.shards.iter().try_for_each(TensorWriter::sync);
+        synced
+            .and_then(|()| write_atomically(&self.partial.join(JOURNAL), text.as_bytes()))
+            .map_err(|error| self.refused(error))
     }
 
     /// Puts a file beside the weights.
     ///
     /// # Errors
-    /// [`TensorError::Io`].
-    pub fn write_file(&self, name: &str, content: &str) -> Result<(), TensorError> {
-        let path = self.partial.join(name);
-        fs::write(&path, content).map_err(TensorError::io(&path))
+    /// [`CheckpointError`] when the disk refuses.
+    pub fn write_file(&self, name: &str, content: &str) -> Result<(), CheckpointError> {
+        write_atomically(&self.partial.join(name), content.as_bytes()).map_err(|error| self.refused(error))
     }
 
     /// Makes the directory appear under its name.
     ///
     /// # Errors
-    /// [`TensorError::Io`].
-    pub fn finish(mut self) -> Result<(), CheckpointError> {
+    /// [`CheckpointError`]: the disk refuses, or the name has been taken.
+    pub fn finish(self) -> Result<(), CheckpointError> {
         self.shards.iter().try_for_each(TensorWriter::sync)?;
         Self::check(&self.target)?; // it may have appeared meanwhile
         let journal = self.partial.join(JOURNAL);
@@ -279,14 +303,14 @@ impl OutputDirectory {
             fs::remove_file(&journal).map_err(TensorError::io(&journal))?;
         }
         fs::rename(&self.partial, &self.target).map_err(TensorError::io(&self.target))?;
-        self.finished = true;
+        self.keep.set(true);
         Ok(())
     }
 }
 
 impl Drop for OutputDirectory {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.keep.get() {
             // Nothing half-written is left; a failure here has nobody to go to.
             let _ = fs::remove_dir_all(&self.partial);
         }

@@ -148,6 +148,16 @@ impl OutputError {
     pub fn relative(self) -> Option<f64> {
         (self.squared_norm > 0.0).then(|| (self.squared_error / self.squared_norm).sqrt())
     }
+
+    /// The stream, `"dense"` or `"sparse"`, in which an output is not finite. (The sums are of f64: outputs of an f32
+    /// run cannot overflow them.)
+    pub fn not_finite(self) -> Option<&'static str> {
+        match (self.squared_norm.is_finite(), self.squared_error.is_finite()) {
+            (false, _) => Some("dense"),
+            (true, false) => Some("sparse"),
+            (true, true) => None,
+        }
+    }
 }
 
 /// Takes both streams over one group, each with its own weights; returns the output error of each linear.

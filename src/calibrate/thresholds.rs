@@ -289,7 +289,8 @@ impl ThresholdJob<'_> {
         for group in Group::ALL {
             if !dense.is_finite() {
                 let linear = group.linears()[0];
-                return Err(CalibrateError::NotFinite { layer: number, linear, stream: "dense" });
+                let (side, stream) = ("input", "dense");
+                return Err(CalibrateError::NotFinite { layer: number, linear, side, stream });
             }
             let mut histogram = MagnitudeHistogram::default();
             dense.states.iter().for_each(|state| histogram.update(state.input.view()));

@@ -176,7 +176,7 @@ impl DataSource {
         let config = &checkpoint.config;
         match (&self.text, &self.tokens) {
             (Some(text), _) => {
-                let tokenizer = Tokenizer::read(&checkpoint.directory)?;
+                let tokenizer = Tokenizer::of(checkpoint)?;
                 // The paper's 2048, or what the model can do.
                 let length = length.unwrap_or(config.max_position_embeddings.min(2048));
                 Windows::from_text(text, &tokenizer, config, length, cut).map(Some)

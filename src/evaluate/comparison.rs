@@ -393,7 +393,7 @@ impl Comparison<'_> {
         let config = &self.checkpoint.config;
         let tokenizer = match self.tasks {
             [] => None,
-            _ => Some(Tokenizer::read(&self.checkpoint.directory)?),
+            _ => Some(Tokenizer::of(self.checkpoint)?),
         };
         let mut task_tokens = Vec::new();
         for (data, tokenizer) in self.tasks.iter().zip(tokenizer.iter().cycle()) {

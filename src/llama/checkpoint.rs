@@ -7,11 +7,12 @@ use ndarray::{Array1, Array2};
 
 use super::model::{Group, Layer, Linear};
 use super::{CheckpointError, Jitter, LlamaConfig};
+use crate::files::parse_json;
 use crate::linalg::Scalar;
 use crate::tensors::{FloatType, TensorError, TensorFile, TensorInfo};
 
 /// Names the tensors that are no decoder layer's.
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
 const LM_HEAD: &str = "lm_head.weight";
 
@@ -63,7 +64,14 @@ impl Checkpoint {
     }
 
     fn shard(&self, name: &str) -> Result<&TensorFile, TensorError> {
-        let missing = || TensorError::MissingTensor { path: self.directory.clone(), name: name.into() };
+        let missing = || {
+            // The file that should say where it is.
+            let path = match &self.shards[..] {
+                [single] if !self.is_sharded() => single.path().into(),
+                _ => self.directory.join(Self::INDEX),
+            };
+            TensorError::MissingTensor { path, name: name.into() }
+        };
         self.place.get(name).map(|&shard| &self.shards[shard]).ok_or_else(missing)
     }
 
@@ -226,8 +234,7 @@ fn open_shards(directory: &Path) -> Result<Shards, CheckpointError> {
 
     let malformed = |detail: String| CheckpointError::Malformed { path: index.clone(), detail };
     let text = std::fs::read_to_string(&index).map_err(TensorError::io(&index))?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+    let json = parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
     let map = json
         .get("weight_map")
         .and_then(|map| map.as_object())

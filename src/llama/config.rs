@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::CheckpointError;
+use crate::files::parse_json;
 
 /// The shapes and constants of a LLaMA.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,8 +63,7 @@ impl LlamaConfig {
             detail: format!("cannot be read ({error}); expected a Hugging Face model directory"),
         })?;
         let malformed = |detail: String| CheckpointError::Malformed { path: path.into(), detail };
-        let json: Value =
-            serde_json::from_str(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+        let json = parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
         if !json.is_object() {
             return Err(malformed("not a JSON object".into()));
         }

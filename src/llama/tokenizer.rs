@@ -1,10 +1,18 @@
 //! `tokenizer.json`, through the `tokenizers` library.
 
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use serde_json::Value;
+use tokenizers::Model;
 
-use super::CheckpointError;
+use super::checkpoint::EMBEDDING;
+use super::{Checkpoint, CheckpointError};
+use crate::files::parse_json;
+
+const FILE: &str = "tokenizer.json";
 
 /// A model's tokenizer.
 pub struct Tokenizer {
@@ -18,7 +26,7 @@ impl Tokenizer {
     /// # Errors
     /// [`CheckpointError`] when it is not there or not understood.
     pub fn read(directory: &Path) -> Result<Self, CheckpointError> {
-        let path = directory.join("tokenizer.json");
+        let path = directory.join(FILE);
         if !path.is_file() {
             return Err(CheckpointError::Unusable {
                 path,
@@ -28,15 +36,36 @@ impl Tokenizer {
                         .into(),
             });
         }
-        let malformed = |error| CheckpointError::Malformed {
+        let malformed = |error: String| CheckpointError::Malformed {
             path: path.clone(),
             detail: format!("not a tokenizer that is understood: {error}"),
         };
-        let mut tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(malformed)?;
+        let text = std::fs::read_to_string(&path).map_err(|error| malformed(error.to_string()))?;
+        parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+        let mut tokenizer = guarded(|| text.parse::<tokenizers::Tokenizer>()).map_err(malformed)?;
         // A file may ask for both, but what is cut or padded is decided here.
-        tokenizer.with_truncation(None).map_err(malformed)?;
+        tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
         tokenizer.with_padding(None);
         Ok(Tokenizer { tokenizer, directory: directory.into() })
+    }
+
+    /// Reads the tokenizer of a checkpoint, which must be of that model: its vocabulary fits the embedding. (Tokens added
+    /// to it may lie beyond, as padding often does; only to use one is an error.)
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and when the vocabulary is larger than the embedding.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        let tokenizer = Self::read(&checkpoint.directory)?;
+        let (rows, largest) = (checkpoint.config.vocab_size, tokenizer.tokenizer.get_model().get_vocab());
+        match largest.into_values().max() {
+            Some(largest) if largest as usize >= rows => Err(CheckpointError::Malformed {
+                path: checkpoint.directory.join(FILE),
+                detail: format!(
+                    "knows tokens up to {largest}, but `{EMBEDDING}` has {rows} rows; it is another model's"
+                ),
+            }),
+            _ => Ok(tokenizer),
+        }
     }
 
     /// Token ids of a text, with the special tokens that the tokenizer puts around it.
@@ -56,7 +85,7 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, String> {
-        let encoding = self.tokenizer.encode_fast(text, around).map_err(|error| error.to_string())?;
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, around))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -93,4 +122,28 @@ impl Tokenizer {
                 .into(),
         })
     }
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The library panics on some files that are JSON but make no sense, when it reads them or when it encodes. That is an
+/// error like others, and no word of a panic is printed.
+fn guarded<R>(call: impl FnOnce() -> Result<R, tokenizers::Error>) -> Result<R, String> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                hook(panic);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(false);
+    outcome
+        .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
+        .map_err(|error| error.to_string())
 }

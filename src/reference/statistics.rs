@@ -51,12 +51,16 @@ impl<T: Scalar> Statistics<T> {
     /// When the shapes differ from each other or from k.
     pub fn update(&mut self, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
         let (keep, add) = running_mean(self.sequences);
-        gram(add, sparse.t(), keep, &mut self.hessian);
-        if let Some(drift) = &mut self.drift {
-            let dx = &dense - &sparse; // tokens x k
-            gemm(add, dx.t(), sparse, keep, drift.dxxt.view_mut());
-            blend(&mut drift.dxdxt, keep, add, dx.view());
-        }
+        // Side by side, so that the cores share all of the work.
+        let update_hessian = || gram(add, sparse.t(), keep, &mut self.hessian);
+        let update_drift = || {
+            if let Some(drift) = &mut self.drift {
+                let dx = &dense - &sparse; // tokens x k
+                gemm(add, dx.t(), sparse, keep, drift.dxxt.view_mut());
+                blend(&mut drift.dxdxt, keep, add, dx.view());
+            }
+        };
+        rayon::join(update_hessian, update_drift);
         self.sequences += 1;
     }
 }

@@ -26,8 +26,40 @@ pub fn duogpt(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_duogpt")).args(arguments).output().expect("the program starts")
 }
 
+/// What `eval perplexity --json` says of a model on the first `limit` windows of a token file.
+pub fn eval_perplexity(model: &Path, tokens: &Path, limit: &str, flags: &[&str]) -> Value {
+    let (model, tokens) = (model.to_str().unwrap(), tokens.to_str().unwrap());
+    let arguments = ["eval", "perplexity", "--model", model, "--tokens", tokens, "--limit", limit, "--json"];
+    let outcome = duogpt(&[&arguments, flags].concat());
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    serde_json::from_slice(&outcome.stdout).unwrap()
+}
+
 pub fn read_json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Every file of a directory; the report without times and environment.
+pub fn content(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_string();
+            if name != "prune-report.json" {
+                return (name, std::fs::read(&path).unwrap());
+            }
+            let mut report = read_json(&path);
+            report["environment"] = Value::Null;
+            report["totals"]["seconds"] = Value::Null;
+            for linear in report["linears"].as_array_mut().unwrap() {
+                linear["seconds"] = Value::Null;
+            }
+            (name, report.to_string().into_bytes())
+        })
+        .collect();
+    files.sort();
+    files
 }
 
 /// The settings of a run of an `upstream*.json`.

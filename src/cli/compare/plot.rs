@@ -1,6 +1,7 @@
 //! The plot of a comparison.
 
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 
 use super::table::{Table, description, scale};
@@ -96,13 +97,7 @@ fn draw_panel(
             .label(if method == "dense" { "dense weights" } else { method })
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK)
-        .draw()?;
-    Ok(())
+    legend(&mut chart)
 }
 
 /// The optimality gap layer by layer, a line per method, at one point.
@@ -140,6 +135,12 @@ fn draw_gaps(area: &DrawingArea<SVGBackend, Shift>, point: &PointResult) -> Resu
             .label(method)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
     }
+    legend(&mut chart)
+}
+
+fn legend<'a, X: Ranged, Y: Ranged>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+) -> Result<(), CliError> {
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)

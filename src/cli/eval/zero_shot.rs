@@ -73,7 +73,7 @@ fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
     let data: Vec<TaskData> =
         tasks.iter().map(|task| task.read(&args.data, limit)).collect::<Result<_, ZeroShotError>>()?;
     let checkpoint = Checkpoint::open(&args.model)?;
-    let tokenizer = Tokenizer::read(&checkpoint.directory)?;
+    let tokenizer = Tokenizer::of(&checkpoint)?;
     // On all tokens: what requests share at their beginning is computed once, and a dense prefix would end at another
     // token in each.
     let thresholds = args.pruning.thresholds(&checkpoint.config, 0)?;

@@ -1,0 +1,130 @@
+"""Writes the seed corpora fuzz/corpus/<target>/ from the fixtures. Needs Python 3 and nothing else. Run: python3 fuzz/seeds.py
+
+The fixtures are too large to mutate well. So golden files are cut to the leading corner of each tensor, the tokenizer
+to its first merges, and the checkpoints are made anew: one layer, random weights, one file or two.
+"""
+
+import itertools
+import json
+import math
+import random
+import struct
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FIXTURES = HERE.parent / "fixtures"
+SEPARATOR = b"\n%%%%\n"  # as in src/lib.rs
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
+
+
+def safetensors(tensors, metadata=None):
+    """tensors: name -> (dtype, shape, bytes)."""
+    header, end = ({"__metadata__": metadata} if metadata else {}), 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values())
+
+
+def write(target, name, *files):
+    directory = HERE / "corpus" / target
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_bytes(SEPARATOR.join(files))
+
+
+def corner(data, dtype, shape, largest):
+    """The entries whose every index is below `largest`."""
+    size = BYTES[dtype]
+    strides = [math.prod(shape[i + 1:]) for i in range(len(shape))]
+    cut = [min(length, largest) for length in shape]
+    places = (sum(i * s for i, s in zip(index, strides)) for index in itertools.product(*map(range, cut)))
+    return dtype, cut, b"".join(data[at * size:(at + 1) * size] for at in places)
+
+
+def golden():
+    for path in sorted((FIXTURES / "golden").glob("*.safetensors")):
+        content = path.read_bytes()
+        start = 8 + struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8:start])
+        metadata = header.pop("__metadata__", None)
+        tensors = {}
+        for name, info in header.items():
+            begin, end = info["data_offsets"]
+            data = content[start + begin:start + end]
+            tensors[name] = corner(data, info["dtype"], info["shape"], largest=8)
+            if name == "trace.perm":
+                tensors[name] = ("I64", [8], struct.pack("<8q", *range(8)))
+        write("golden", path.stem, safetensors(tensors, metadata))
+
+
+def config():
+    for model in ["tiny-llama", "nano-llama", "llama3"]:
+        write("config", model, (FIXTURES / model / "config.json").read_bytes())
+
+
+def tokenizer():
+    directory = FIXTURES / "tiny-llama"
+    json_file = json.loads((directory / "tokenizer.json").read_bytes())
+    model = json_file["model"]
+    model["merges"] = model["merges"][:20]
+    kept = set(token for merge in model["merges"] for token in (*merge, "".join(merge)))
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if len(token) == 1 or i < 2 or token in kept}
+    beside = [(directory / name).read_bytes() for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    write("tokenizer", "byte_level_bpe", json.dumps(json_file).encode(), *beside)
+    small = dict(json_file, model=dict(model, vocab={"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4}, merges=[["a", "b"]]))
+    write("tokenizer", "five_tokens", json.dumps(small).encode(), *beside)
+    pieces = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0], ["ab", -2.0]], "byte_fallback": False}
+    words = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9,
+             "vocab": {"[UNK]": 0, "a": 1, "##b": 2}}
+    level = {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "fox": 1}}
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}
+    split = {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}"}, "behavior": "Isolated", "invert": False},
+                                                   {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}]}
+    normal = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
+    for name, model in [("unigram", pieces), ("word_piece", words), ("word_level", level)]:
+        write("tokenizer", name, json.dumps(dict(small, model=model, post_processor=template, pre_tokenizer=split,
+                                                 normalizer=normal)).encode())
+
+
+def checkpoint():
+    random.seed(0)
+    hidden, intermediate, vocabulary = 8, 12, 6
+    shapes = {"model.embed_tokens.weight": [vocabulary, hidden], "model.norm.weight": [hidden]}
+    layer = "model.layers.0."
+    for name, shape in [("self_attn.q_proj", [8, 8]), ("self_attn.k_proj", [4, 8]), ("self_attn.v_proj", [4, 8]),
+                        ("self_attn.o_proj", [8, 8]), ("mlp.gate_proj", [12, 8]), ("mlp.up_proj", [12, 8]),
+                        ("mlp.down_proj", [8, 12]), ("input_layernorm", [8]), ("post_attention_layernorm", [8])]:
+        shapes[f"{layer}{name}.weight"] = shape
+    config = {"architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": intermediate,
+              "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1, "vocab_size": vocabulary,
+              "max_position_embeddings": 8, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+
+    def tensor(shape, dtype):
+        values = [random.gauss(0, 0.5) for _ in range(math.prod(shape))]
+        if dtype == "F16":
+            return dtype, shape, struct.pack(f"<{len(values)}e", *values)
+        wide = [struct.pack("<f", x) for x in values]
+        return dtype, shape, b"".join(x[2:] if dtype == "BF16" else x for x in wide)
+
+    text = json.dumps(config).encode()
+    for dtype in ["F32", "BF16", "F16"]:
+        tensors = {name: tensor(shape, dtype) for name, shape in shapes.items()}
+        write("checkpoint", f"one_file_{dtype}", text, b"", safetensors(tensors, {"format": "pt"}))
+    halves = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    place = {name: halves["mlp" in name] for name in tensors}
+    index = json.dumps({"metadata": {}, "weight_map": place}).encode()
+    shards = [safetensors({n: t for n, t in tensors.items() if place[n] == half}) for half in halves]
+    write("checkpoint", "two_shards", text, index, b"", *shards)
+    untied = json.dumps(dict(config, tie_word_embeddings=False)).encode()
+    tensors["lm_head.weight"] = tensor([vocabulary, hidden], "F16")
+    write("checkpoint", "lm_head", untied, b"", safetensors(tensors))
+
+
+golden()
+config()
+tokenizer()
+checkpoint()

@@ -1,0 +1,731 @@
+//! Malformed checkpoints: each is a small valid one with one thing wrong. It is refused with the file, the tensor or
+//! field and what was expected named, and before memory is allocated for what it claims.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+
+use common::fixture;
+use duogpt::backend::Cpu;
+use duogpt::calibrate::windows::{Cut, Windows};
+use duogpt::calibrate::{PruneJob, Silent};
+use duogpt::llama::Checkpoint;
+use duogpt::llama::tokenizer::Tokenizer;
+use duogpt::reference::{Method, PruneConfig};
+use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+
+/// Remembers the largest single allocation of the thread.
+struct Watched;
+
+thread_local! {
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: passes every call on; a `Cell` without a destructor neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Watched {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.set(LARGEST.get().max(layout.size()));
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watched = Watched;
+
+/// The valid checkpoints are smaller than 8 KiB, and so is what may be allocated for a malformed one.
+const ENOUGH: usize = 64 << 10;
+
+const INDEX: &str = Checkpoint::INDEX;
+const SINGLE: &str = "model.safetensors";
+const FIRST: &str = "model-00001-of-00002.safetensors";
+const SECOND: &str = "model-00002-of-00002.safetensors";
+const NORM: &str = "model.norm.weight";
+const Q: &str = "model.layers.0.self_attn.q_proj.weight";
+const UP: &str = "model.layers.0.mlp.up_proj.weight";
+
+/// The files of a model directory.
+#[derive(Clone)]
+struct Files(BTreeMap<&'static str, Vec<u8>>);
+
+impl Files {
+    /// One layer, hidden 8, intermediate 12, two query heads and one key-value head, vocabulary 6, f32.
+    fn shapes() -> Vec<(&'static str, Vec<usize>)> {
+        vec![
+            ("model.embed_tokens.weight", vec![6, 8]),
+            ("model.layers.0.input_layernorm.weight", vec![8]),
+            (Q, vec![8, 8]),
+            ("model.layers.0.self_attn.k_proj.weight", vec![4, 8]),
+            ("model.layers.0.self_attn.v_proj.weight", vec![4, 8]),
+            ("model.layers.0.self_attn.o_proj.weight", vec![8, 8]),
+            ("model.layers.0.post_attention_layernorm.weight", vec![8]),
+            ("model.layers.0.mlp.gate_proj.weight", vec![12, 8]),
+            (UP, vec![12, 8]),
+            ("model.layers.0.mlp.down_proj.weight", vec![8, 12]),
+            (NORM, vec![8]),
+        ]
+    }
+
+    fn config() -> Vec<u8> {
+        json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 6, "max_position_embeddings": 16,
+            "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": true,
+        })
+        .to_string()
+        .into_bytes()
+    }
+
+    fn one_file() -> Self {
+        let weights = safetensors(&Self::shapes());
+        Files([("config.json", Self::config()), (SINGLE, weights)].into())
+    }
+
+    fn two_shards() -> Self {
+        let (mlp, rest): (Vec<_>, Vec<_>) =
+            Self::shapes().into_iter().partition(|(name, _)| name.contains("mlp"));
+        let place = |shape: &(&str, Vec<usize>)| {
+            (shape.0.to_string(), Value::from(if shape.0.contains("mlp") { SECOND } else { FIRST }))
+        };
+        let map: serde_json::Map<_, _> = Self::shapes().iter().map(place).collect();
+        let index = json!({"metadata": {}, "weight_map": map}).to_string().into_bytes();
+        Files(
+            [
+                ("config.json", Self::config()),
+                (INDEX, index),
+                (FIRST, safetensors(&rest)),
+                (SECOND, safetensors(&mlp)),
+            ]
+            .into(),
+        )
+    }
+
+    fn json(&mut self, file: &'static str, edit: impl FnOnce(&mut Value)) {
+        let content = self.0.get_mut(file).unwrap();
+        let mut json = serde_json::from_slice(content).unwrap();
+        edit(&mut json);
+        *content = json.to_string().into_bytes();
+    }
+
+    /// Rewrites the text of a file.
+    fn text(&mut self, file: &'static str, edit: impl FnOnce(String) -> String) {
+        let text = String::from_utf8(self.0.remove(file).unwrap()).unwrap();
+        self.0.insert(file, edit(text).into_bytes());
+    }
+
+    /// Rewrites the header of a safetensors file, and its length with it.
+    fn header_text(&mut self, file: &'static str, edit: impl FnOnce(String) -> String) {
+        let content = self.0.get_mut(file).unwrap();
+        let end = 8 + u64::from_le_bytes(content[..8].try_into().unwrap()) as usize;
+        let header = edit(String::from_utf8(content[8..end].to_vec()).unwrap());
+        let mut edited = (header.len() as u64).to_le_bytes().to_vec();
+        edited.extend(header.bytes());
+        edited.extend(&content[end..]);
+        *content = edited;
+    }
+
+    fn header(&mut self, file: &'static str, edit: impl FnOnce(&mut Value)) {
+        self.header_text(file, |text| {
+            let mut json = serde_json::from_str(&text).unwrap();
+            edit(&mut json);
+            json.to_string()
+        });
+    }
+
+    fn write(&self, directory: &Path) {
+        for (name, content) in &self.0 {
+            fs::write(directory.join(name), content).unwrap();
+        }
+    }
+}
+
+/// A file with these tensors, filled with 0.5.
+fn safetensors(shapes: &[(&str, Vec<usize>)]) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    let headers = shapes.iter().map(|(name, shape)| (*name, Dtype::F32, shape.as_slice()));
+    let writer = TensorWriter::create(&path, headers, &HashMap::new()).unwrap();
+    for (name, shape) in shapes {
+        writer.write(name, &0.5f32.to_le_bytes().repeat(shape.iter().product())).unwrap();
+    }
+    fs::read(path).unwrap()
+}
+
+/// Writes the files and opens them: refused, with all of `expected` in the message and no large allocation.
+fn refused(files: &Files, expected: &[&str]) -> Result<(), Failed> {
+    let directory = tempfile::tempdir()?;
+    files.write(directory.path());
+    LARGEST.set(0);
+    let outcome = Checkpoint::open(directory.path());
+    let largest = LARGEST.get();
+    let Err(error) = outcome else { return Err("it was accepted".into()) };
+    holds(&error.to_string(), expected)?;
+    if largest > ENOUGH {
+        return Err(format!("{largest} bytes were allocated for it").into());
+    }
+    Ok(())
+}
+
+fn holds(message: &str, expected: &[&str]) -> Result<(), Failed> {
+    match expected.iter().find(|part| !message.contains(**part)) {
+        Some(part) => Err(format!("`{part}` is not in: {message}").into()),
+        None => Ok(()),
+    }
+}
+
+fn main() {
+    let mut trials = vec![Trial::test("the_valid_ones_are_accepted", || {
+        for files in [Files::one_file(), Files::two_shards()] {
+            let directory = tempfile::tempdir()?;
+            files.write(directory.path());
+            Checkpoint::open(directory.path())?.layer::<f32>(0)?;
+        }
+        Ok(())
+    })];
+    headers(&mut trials);
+    indices(&mut trials);
+    configs(&mut trials);
+    tokenizers(&mut trials);
+    not_finite(&mut trials);
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn headers(trials: &mut Vec<Trial>) {
+    let mut case = |name: &str, edit: fn(&mut Files), expected: &'static [&'static str]| {
+        trials.push(Trial::test(format!("header::{name}"), move || {
+            let mut files = Files::one_file();
+            edit(&mut files);
+            let mut all = vec![SINGLE];
+            all.extend(expected);
+            refused(&files, &all)
+        }));
+    };
+    fn bytes(files: &mut Files) -> &mut Vec<u8> {
+        files.0.get_mut(SINGLE).unwrap()
+    }
+    fn length(files: &mut Files, length: u64) {
+        bytes(files)[..8].copy_from_slice(&length.to_le_bytes());
+    }
+    case("empty_file", |f| bytes(f).clear(), &["truncated", "0 bytes", "at least 8"]);
+    case("seven_bytes", |f| bytes(f).truncate(7), &["truncated", "7 bytes", "at least 8"]);
+    case("length_zero", |f| length(f, 0), &["header", "not JSON"]);
+    case("length_beyond_the_file", |f| length(f, 1 << 40), &["truncated", "1099511627776 bytes"]);
+    case("length_u64_max", |f| length(f, u64::MAX), &["truncated", "18446744073709551615 bytes"]);
+    case("length_that_wraps", |f| length(f, u64::MAX - 7), &["truncated", "18446744073709551608 bytes"]);
+    case("length_too_short", |f| length(f, 40), &["header", "not JSON"]);
+    case(
+        "length_too_long",
+        |f| {
+            let content = bytes(f);
+            let longer = u64::from_le_bytes(content[..8].try_into().unwrap()) + 8;
+            content[..8].copy_from_slice(&longer.to_le_bytes());
+        },
+        &["header", "malformed"],
+    );
+    case("not_utf8", |f| bytes(f)[9] = 0xff, &["header", "not UTF-8"]);
+    case("not_json", |f| f.header_text(SINGLE, |text| text.replace(':', ";")), &["header", "not JSON"]);
+    case("not_an_object", |f| f.header_text(SINGLE, |_| "[]".into()), &["header", "not a JSON object"]);
+    case("deeply_nested", |f| f.header_text(SINGLE, |_| "[".repeat(5000)), &["header", "not JSON"]);
+    case(
+        "metadata_not_text",
+        |f| f.header(SINGLE, |h| h["__metadata__"] = json!({"a": 1})),
+        &["__metadata__"],
+    );
+    case("metadata_a_list", |f| f.header(SINGLE, |h| h["__metadata__"] = json!([])), &["__metadata__"]);
+    case(
+        "name_twice",
+        |f| {
+            f.header_text(SINGLE, |text| {
+                let entry = &text[text.find(&format!("\"{NORM}\"")).unwrap()..text.trim_end().len() - 1];
+                text.trim_end().strip_suffix('}').unwrap().to_string() + "," + entry + "}"
+            });
+        },
+        &[NORM, "twice"],
+    );
+    case(
+        "entry_key_twice",
+        |f| f.header_text(SINGLE, |text| text.replacen("\"dtype\":", "\"dtype\":\"F16\",\"dtype\":", 1)),
+        &["`dtype` is there twice"],
+    );
+    case("entry_not_an_object", |f| f.header(SINGLE, |h| h[NORM] = json!(3)), &[NORM]);
+    case(
+        "entry_without_dtype",
+        |f| f.header(SINGLE, |h| drop(h[NORM].as_object_mut().unwrap().remove("dtype"))),
+        &[NORM, "missing field `dtype`"],
+    );
+    case(
+        "entry_without_shape",
+        |f| f.header(SINGLE, |h| drop(h[NORM].as_object_mut().unwrap().remove("shape"))),
+        &[NORM, "missing field `shape`"],
+    );
+    case(
+        "entry_without_offsets",
+        |f| f.header(SINGLE, |h| drop(h[NORM].as_object_mut().unwrap().remove("data_offsets"))),
+        &[NORM, "missing field `data_offsets`"],
+    );
+    case(
+        "dtype_unknown",
+        |f| f.header(SINGLE, |h| h[NORM]["dtype"] = "F31".into()),
+        &[NORM, "F31", "expected"],
+    );
+    case(
+        "dtype_of_another_size",
+        |f| f.header(SINGLE, |h| h[NORM]["dtype"] = "F64".into()),
+        &[NORM, "take 64 bytes"],
+    );
+    case(
+        "dtype_not_floating_point",
+        |f| f.header(SINGLE, |h| h[NORM]["dtype"] = "I32".into()),
+        &[NORM, "I32", "expected F64, F32, F16 or BF16"],
+    );
+    case(
+        "dtype_below_a_byte",
+        |f| {
+            f.header(SINGLE, |h| {
+                h[NORM]["dtype"] = "F4".into();
+                h[NORM]["shape"] = json!([63]);
+            });
+        },
+        &[NORM, "whole bytes"],
+    );
+    case("shape_negative", |f| f.header(SINGLE, |h| h[NORM]["shape"] = json!([-8])), &[NORM, "-8"]);
+    case("shape_fraction", |f| f.header(SINGLE, |h| h[NORM]["shape"] = json!([8.5])), &[NORM, "8.5"]);
+    case(
+        "shape_text",
+        |f| f.header(SINGLE, |h| h[NORM]["shape"] = "8".into()),
+        &[NORM, "expected a sequence"],
+    );
+    case(
+        "shape_of_more_bytes",
+        |f| f.header(SINGLE, |h| h[NORM]["shape"] = json!([9])),
+        &[NORM, "[9]", "take 36 bytes"],
+    );
+    case(
+        "shape_overflows",
+        |f| f.header(SINGLE, |h| h[NORM]["shape"] = json!([1u64 << 40, 1u64 << 40])),
+        &[NORM, "no such number of whole bytes"],
+    );
+    case(
+        "shape_overflows_beside_a_zero",
+        |f| {
+            f.header(SINGLE, |h| {
+                h["empty"] = json!({"dtype": "F32", "shape": [0, 1u64 << 62], "data_offsets": [0, 0]});
+            });
+        },
+        &["`empty`", "no such number of whole bytes"],
+    );
+    case(
+        "shape_other_than_the_config",
+        |f| f.header(SINGLE, |h| h[UP]["shape"] = json!([8, 12])),
+        &[UP, "[8, 12]", "expected [12, 8] (from config.json)"],
+    );
+    case(
+        "shape_of_other_rank",
+        |f| f.header(SINGLE, |h| h[NORM]["shape"] = json!([2, 4])),
+        &[NORM, "[2, 4]", "expected [8] (from config.json)"],
+    );
+    case(
+        "offsets_of_three",
+        |f| f.header(SINGLE, |h| h[NORM]["data_offsets"] = json!([0, 1, 2])),
+        &[NORM, "invalid length 3"],
+    );
+    case("offset_negative", |f| f.header(SINGLE, |h| h[NORM]["data_offsets"][0] = json!(-4)), &[NORM, "-4"]);
+    case(
+        "offsets_reversed",
+        |f| {
+            f.header(SINGLE, |h| {
+                let end = h[NORM]["data_offsets"][1].clone();
+                h[NORM]["data_offsets"] = json!([end, 0]);
+            });
+        },
+        &[NORM, "ends before it begins"],
+    );
+    case(
+        "offset_beyond_the_file",
+        |f| {
+            f.header(SINGLE, |h| {
+                let begin = h[NORM]["data_offsets"][0].as_u64().unwrap();
+                h[NORM] = json!({
+                    "dtype": "F32", "shape": [1u64 << 40], "data_offsets": [begin, begin + (4u64 << 40)]
+                });
+            });
+        },
+        &[NORM, "truncated", "there are only"],
+    );
+    case(
+        "offset_that_wraps",
+        // Eight such sizes add up to 2^64.
+        |f| {
+            f.header(SINGLE, |h| {
+                let size = 1u64 << 61;
+                for i in 0..8 {
+                    let end = (i * size).saturating_add(size);
+                    h[format!("big{i}")] =
+                        json!({"dtype": "U8", "shape": [size], "data_offsets": [i * size, end]});
+                }
+            });
+        },
+        &["`big", "there are only"],
+    );
+    case(
+        "tensors_overlap",
+        |f| {
+            f.header(SINGLE, |h| {
+                let (begin, end) = (&h[NORM]["data_offsets"][0], &h[NORM]["data_offsets"][1]);
+                let earlier = json!([begin.as_u64().unwrap() - 4, end.as_u64().unwrap() - 4]);
+                h[NORM]["data_offsets"] = earlier;
+            });
+        },
+        &[NORM, "overlaps", "expected to begin at"],
+    );
+    case(
+        "tensors_in_one_place",
+        |f| {
+            f.header(SINGLE, |h| {
+                h[Q]["data_offsets"] = h["model.layers.0.self_attn.o_proj.weight"]["data_offsets"].clone();
+            });
+        },
+        &["leaves a gap", "expected to begin at"],
+    );
+    case(
+        "a_gap",
+        |f| {
+            f.header(SINGLE, |h| drop(h.as_object_mut().unwrap().remove(UP)));
+        },
+        &["model.layers.0.mlp.down_proj.weight", "leaves a gap"],
+    );
+    case("bytes_behind_the_last", |f| bytes(f).extend([0; 12]), &["12 bytes behind the last tensor"]);
+    case(
+        "one_byte_missing",
+        |f| {
+            bytes(f).pop();
+        },
+        &[NORM, "truncated", "there are only"],
+    );
+    case(
+        "a_tensor_missing",
+        |f| {
+            let shapes: Vec<_> = Files::shapes().into_iter().filter(|(name, _)| *name != UP).collect();
+            *bytes(f) = safetensors(&shapes);
+        },
+        &[UP, "missing"],
+    );
+    case("no_tensors", |f| *bytes(f) = safetensors(&[]), &["model.embed_tokens.weight", "missing"]);
+}
+
+fn indices(trials: &mut Vec<Trial>) {
+    let mut case = |name: &str, edit: fn(&mut Files), expected: &'static [&'static str]| {
+        trials.push(Trial::test(format!("index::{name}"), move || {
+            let mut files = Files::two_shards();
+            edit(&mut files);
+            refused(&files, expected)
+        }));
+    };
+    case("not_json", |f| f.text(INDEX, |text| text[..40].into()), &[INDEX, "not JSON"]);
+    case("not_an_object", |f| f.text(INDEX, |_| "[]".into()), &[INDEX, "no `weight_map`"]);
+    case("no_weight_map", |f| f.json(INDEX, |j| j["weight_map"] = Value::Null), &[INDEX, "no `weight_map`"]);
+    case(
+        "weight_map_a_list",
+        |f| f.json(INDEX, |j| j["weight_map"] = json!([])),
+        &[INDEX, "no `weight_map`"],
+    );
+    case(
+        "weight_map_empty",
+        |f| f.json(INDEX, |j| j["weight_map"] = json!({})),
+        &[INDEX, "model.embed_tokens", "missing"],
+    );
+    case("no_file_name", |f| f.json(INDEX, |j| j["weight_map"][Q] = json!(1)), &[INDEX, Q, "names no file"]);
+    case(
+        "a_tensor_in_two_shards",
+        |f| {
+            f.text(INDEX, |text| {
+                text.replacen(&format!("\"{Q}\":"), &format!("\"{Q}\":\"{SECOND}\",\"{Q}\":"), 1)
+            })
+        },
+        &[INDEX, Q, "twice"],
+    );
+    case("a_shard_that_is_missing", |f| drop(f.0.remove(SECOND)), &[SECOND, "missing", INDEX]);
+    case(
+        "a_tensor_that_its_shard_does_not_have",
+        |f| f.json(INDEX, |j| j["weight_map"][Q] = SECOND.into()),
+        &[SECOND, Q, "missing"],
+    );
+    case(
+        "a_tensor_that_no_shard_has",
+        |f| f.json(INDEX, |j| j["weight_map"]["extra"] = FIRST.into()),
+        &[FIRST, "`extra`", "missing"],
+    );
+    case(
+        "shards_with_a_common_tensor",
+        |f| {
+            let mut shapes = Files::shapes();
+            shapes.retain(|(name, _)| name.contains("mlp") || *name == NORM);
+            f.0.insert(SECOND, safetensors(&shapes));
+        },
+        &[SECOND, NORM, "also in", FIRST],
+    );
+    case(
+        "a_shard_with_a_broken_header",
+        |f| f.header(SECOND, |h| h[UP]["shape"] = json!([1])),
+        &[SECOND, UP, "take 4 bytes"],
+    );
+    for (name, place) in [
+        ("parent_directory", "../model.safetensors"),
+        ("absolute", "/etc/hostname"),
+        ("inside_a_folder", "shards/model.safetensors"),
+        ("dots", ".."),
+        ("nothing", ""),
+    ] {
+        trials.push(Trial::test(format!("index::names_a_file_elsewhere_{name}"), move || {
+            let mut files = Files::two_shards();
+            files.json(INDEX, |j| j["weight_map"][Q] = place.into());
+            refused(&files, &[INDEX, Q, &format!("`{place}`"), "no plain file name"])
+        }));
+    }
+}
+
+fn configs(trials: &mut Vec<Trial>) {
+    let whole = "expected a whole number from 1 to 16777216";
+    let mut values: Vec<(&'static str, Value, &'static str)> = Vec::new();
+    let sizes = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "max_position_embeddings",
+    ];
+    for key in sizes {
+        let wrong = [
+            json!(0),
+            json!(-8),
+            json!(8.5),
+            json!(1u64 << 40),
+            json!(u64::MAX),
+            json!(1e300),
+            json!("8"),
+            json!([8]),
+            json!(true),
+        ];
+        values.extend(wrong.map(|value| (key, value, whole)));
+    }
+    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+    {
+        values.push((key, Value::Null, "is missing"));
+    }
+    for key in ["rms_norm_eps", "rope_theta"] {
+        let wrong = [json!(0), json!(-1e-5), json!("1e-5"), json!([])];
+        values.extend(wrong.map(|value| (key, value, "expected a positive number")));
+    }
+    for key in ["tie_word_embeddings", "attention_bias", "mlp_bias"] {
+        values.extend([json!(1), json!("true")].map(|value| (key, value, "expected true or false")));
+    }
+    values.extend([
+        ("num_attention_heads", json!(3), "`hidden_size` 8 is no multiple"),
+        ("num_key_value_heads", json!(4), "no multiple of `num_key_value_heads` 4"),
+        ("head_dim", json!(3), "odd"),
+        ("vocab_size", json!(7), "expected [7, 8] (from config.json)"),
+        ("hidden_size", json!(1 << 24), "expected [6, 16777216] (from config.json)"),
+        ("num_hidden_layers", json!(1 << 24), "model.layers.1."),
+        ("tie_word_embeddings", json!(false), "lm_head.weight"),
+        ("attention_bias", json!(true), "without biases"),
+        ("hidden_act", json!("gelu"), "supported: \"silu\""),
+        ("rope_scaling", json!("linear"), "rotary scaling"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "llama3", "factor": 8}),
+            "`rope_scaling.low_freq_factor` is missing",
+        ),
+        (
+            "rope_scaling",
+            json!({"rope_type": "llama3", "factor": 0}),
+            "`factor` is 0, expected a positive number",
+        ),
+        ("architectures", json!([]), "names no architecture"),
+        ("architectures", json!(["GPT2LMHeadModel"]), "supported: LlamaForCausalLM"),
+        ("quantization_config", json!({"bits": 4}), "quantised"),
+    ]);
+    for (key, value, expected) in values {
+        trials.push(Trial::test(format!("config::{key}={value}"), move || {
+            let mut files = Files::one_file();
+            files.json("config.json", |j| j[key] = value.clone());
+            // What contradicts the weights is reported where they are.
+            let mut all = vec![expected];
+            let of_weights = ["(from config.json)", "model.layers.1.", "lm_head.weight"];
+            all.extend(if of_weights.contains(&expected) || expected.ends_with(of_weights[0]) {
+                vec![SINGLE]
+            } else {
+                vec!["config.json"]
+            });
+            refused(&files, &all)
+        }));
+    }
+    let mut text = |name: &str, edit: fn(String) -> String, expected: &'static str| {
+        trials.push(Trial::test(format!("config::{name}"), move || {
+            let mut files = Files::one_file();
+            files.text("config.json", edit);
+            refused(&files, &["config.json", expected])
+        }));
+    };
+    text("empty", |_| String::new(), "not JSON");
+    text("cut_short", |text| text[..30].into(), "not JSON");
+    text("a_list", |_| "[1]".into(), "not a JSON object");
+    text("deeply_nested", |_| "[".repeat(5000), "not JSON");
+    text("a_key_twice", |text| text.replacen('{', "{\"hidden_size\":16,", 1), "`hidden_size` is there twice");
+    text("infinity", |text| text.replace("10000.0", "1e999"), "not JSON");
+    trials.push(Trial::test("config::not_utf8", || {
+        let mut files = Files::one_file();
+        files.0.insert("config.json", vec![0xff, 0xfe]);
+        refused(&files, &["config.json", "UTF-8"])
+    }));
+    trials.push(Trial::test("config::missing", || {
+        let mut files = Files::one_file();
+        files.0.remove("config.json");
+        refused(&files, &["config.json", "expected a Hugging Face model directory"])
+    }));
+    trials.push(Trial::test("weights_missing", || {
+        let mut files = Files::one_file();
+        files.0.remove(SINGLE);
+        refused(&files, &[SINGLE, INDEX, "must be converted to safetensors"])
+    }));
+}
+
+fn tokenizers(trials: &mut Vec<Trial>) {
+    let source = || fs::read_to_string(fixture("tiny-llama/tokenizer.json")).unwrap();
+    let mut case = |name: &str, edit: fn(String) -> String, expected: &'static [&'static str]| {
+        trials.push(Trial::test(format!("tokenizer::{name}"), move || {
+            let directory = tempfile::tempdir()?;
+            fs::write(directory.path().join("tokenizer.json"), edit(source()))?;
+            let Err(error) = Tokenizer::read(directory.path()) else { return Err("it was accepted".into()) };
+            let mut all = vec!["tokenizer.json", "not a tokenizer that is understood"];
+            all.extend(expected);
+            holds(&error.to_string(), &all)
+        }));
+    };
+    case("empty", |_| String::new(), &[]);
+    case("cut_short", |text| text[..text.len() / 2].into(), &[]);
+    case("decoder_cut_short", |text| text[..text.find("\"decoder\"").unwrap() + 20].into(), &["not JSON"]);
+    case(
+        "normalizer_without_its_table",
+        |text| {
+            let broken = "\"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": \"AAAA\"}";
+            text.replace("\"normalizer\": null", broken)
+        },
+        &[],
+    );
+    case("not_a_tokenizer", |_| "{\"model\": {}}".into(), &[]);
+    case("unknown_model", |text| text.replace("\"type\": \"BPE\"", "\"type\": \"Magic\""), &[]);
+    case(
+        "a_merge_of_unknown_tokens",
+        |text| text.replacen("\"merges\": [", "\"merges\": [[\"qqq\", \"zzz\"],", 1),
+        &["qqq"],
+    );
+
+    trials.push(Trial::test("tokenizer::a_vocabulary_larger_than_the_embedding", || {
+        let directory = tempfile::tempdir()?;
+        Files::one_file().write(directory.path());
+        fs::copy(fixture("tiny-llama/tokenizer.json"), directory.path().join("tokenizer.json"))?;
+        let checkpoint = Checkpoint::open(directory.path())?;
+        let Err(error) = Tokenizer::of(&checkpoint) else { return Err("it was accepted".into()) };
+        holds(&error.to_string(), &["tokenizer.json", "2047", "model.embed_tokens.weight", "6 rows"])
+    }));
+    trials.push(Trial::test("tokenizer::an_added_token_outside_the_embedding", move || {
+        // Padding tokens are added so, and never occur in a text: only using one is wrong.
+        let directory = tempfile::tempdir()?;
+        for file in ["config.json", SINGLE] {
+            fs::copy(fixture("tiny-llama").join(file), directory.path().join(file))?;
+        }
+        let mut json: Value = serde_json::from_str(&source())?;
+        let mut added = json["added_tokens"][0].clone();
+        added["id"] = 2048.into();
+        added["content"] = "<pad>".into();
+        json["added_tokens"].as_array_mut().unwrap().push(added);
+        fs::write(directory.path().join("tokenizer.json"), json.to_string())?;
+        let checkpoint = Checkpoint::open(directory.path())?;
+        let tokenizer = Tokenizer::of(&checkpoint)?;
+        let windows = |text: &str| {
+            let path = directory.path().join("text.txt");
+            fs::write(&path, text).unwrap();
+            Windows::from_text(&path, &tokenizer, &checkpoint.config, 4, Cut::Consecutive { limit: None })
+        };
+        windows("a text without padding in it")?;
+        let Err(error) = windows("a text with <pad> in it") else { return Err("it was accepted".into()) };
+        holds(&error.to_string(), &["text.txt", "token 2048", "vocabulary of 2048"])
+    }));
+}
+
+/// Values that overflow on the way, in the second of three layers: the first place is named, and nothing is left.
+fn not_finite(trials: &mut Vec<Trial>) {
+    type Planted = &'static [(&'static str, f32)];
+    let cases: [(&str, Planted, &[&str]); 9] = [
+        ("weight", &[("1.mlp.up_proj", f32::INFINITY)], &[SINGLE, "1.mlp.up_proj", "not finite", "[0, 0]"]),
+        ("norm", &[("1.input_layernorm", 3e38)], &["layer 1, input of q_proj"]),
+        ("k_proj", &[("1.self_attn.k_proj", 3e38)], &["layer 1, output of k_proj"]),
+        ("v_proj", &[("1.self_attn.v_proj", 3e38)], &["layer 1, output of v_proj"]),
+        ("o_proj", &[("1.self_attn.o_proj", 3e38)], &["layer 1, output of o_proj"]),
+        ("up_proj", &[("1.mlp.up_proj", 3e38)], &["layer 1, output of up_proj"]),
+        (
+            "gate_times_up",
+            &[("1.mlp.gate_proj", 1e25), ("1.mlp.up_proj", 1e25)],
+            &["layer 1, input of down_proj"],
+        ),
+        ("last", &[("2.mlp.down_proj", 3e38)], &["layer 2, output of down_proj"]),
+        ("squares", &[("1.mlp.up_proj", 1e22)], &["layers.1.mlp.down_proj", "not finite"]),
+    ];
+    for (name, planted, expected) in cases {
+        trials.push(Trial::test(format!("not_finite::{name}"), move || {
+            let directory = tempfile::tempdir()?;
+            let nano = fixture("nano-llama");
+            fs::copy(nano.join("config.json"), directory.path().join("config.json"))?;
+            let source = TensorFile::open(&nano.join(SINGLE))?;
+            let infos = source.in_file_order();
+            let headers = infos.iter().map(|(name, info)| (*name, info.dtype, info.shape.as_slice()));
+            let writer = TensorWriter::create(&directory.path().join(SINGLE), headers, &HashMap::new())?;
+            for (name, _) in &infos {
+                let mut bytes = source.bytes(name)?.to_vec();
+                let of_tensor = |(part, _): &&(&str, f32)| *name == format!("model.layers.{part}.weight");
+                if let Some(&(_, value)) = planted.iter().find(of_tensor) {
+                    let every = if value.is_finite() { 1 } else { bytes.len() };
+                    for x in bytes.chunks_exact_mut(4).step_by(every) {
+                        let sign = f32::from_le_bytes(x.try_into().unwrap()).signum();
+                        x.copy_from_slice(&(sign * value).to_le_bytes());
+                    }
+                }
+                writer.write(name, &bytes)?;
+            }
+            let checkpoint = Checkpoint::open(directory.path())?;
+            let tokens = nano.join("tokens-calibration.safetensors");
+            let windows = Windows::from_tokens(&tokens, &checkpoint.config, None, None)?;
+            let output = directory.path().join("pruned");
+            // One block per linear: between blocks the update of such weights would overflow first.
+            let config = PruneConfig { block_size: 256, ..PruneConfig::default() };
+            let job = PruneJob {
+                checkpoint: &checkpoint,
+                windows: Some(&windows),
+                method: Method::DuoGpt(config),
+                activation_sparsity: 0.5,
+                activation_dtype: None,
+                grids: None,
+                report_gap: None,
+                dtype: None,
+                output: &output,
+                damping_retry: true,
+                resume: false,
+            };
+            let Err(error) = job.run::<f32, _>(&Cpu, &Silent) else { return Err("it was pruned".into()) };
+            holds(&error.to_string(), expected)?;
+            let left = fs::read_dir(directory.path())?.count();
+            if left == 2 { Ok(()) } else { Err("something was written".into()) }
+        }));
+    }
+}
