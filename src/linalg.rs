@@ -249,6 +249,7 @@ mod tests {
         let mut c = Array2::from_elem((300, 300), 2.0);
         gram(1.0, a.view(), 0.5, &mut c);
         assert_eq!(c, a.dot(&a.t()) + 1.0);
+        assert_eq!(matmul(a.view(), a.t()), a.dot(&a.t()));
         assert_eq!(c, c.t());
     }
 }
