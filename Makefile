@@ -22,7 +22,7 @@ test: install-system-packages ## every test; ends with the names of what was ski
 check: install-system-packages ## formatting, lints, documentation
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
-	cargo doc --no-deps
+	cargo doc --release --no-deps
 
 doc: ## the documentation, with formulas
 	cargo doc --no-deps --open
