@@ -59,3 +59,31 @@ pub mod llama;
 pub mod reference;
 pub mod tensors;
 pub mod verify;
+
+/// The examples of the book, for `cargo test --doc`. Building the book fails on a page whose example is not among them.
+#[cfg(doctest)]
+mod book {
+    macro_rules! book_pages {
+        ($($page:ident),* $(,)?) => {
+            $(#[doc = include_str!(concat!("../docs/", stringify!($page), ".md"))] mod $page {})*
+        };
+    }
+    book_pages!(
+        first_result,
+        pruning,
+        obc,
+        sparsegpt,
+        activation_pruning,
+        residual,
+        exact,
+        split,
+        update,
+        coefficients,
+        score,
+        mask,
+        algorithm1,
+        streams,
+        teal,
+        gptaq,
+    );
+}
