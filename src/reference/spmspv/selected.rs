@@ -1,0 +1,64 @@
+//! The activations that count for one token, as a list.
+
+use ndarray::{Array1, ArrayViewMut1, Axis};
+
+use crate::reference::activation::prune_token;
+use crate::reference::teal::prune_below;
+
+/// The entries of a token's x (k) that activation pruning leaves, without those that are zero anyway.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Selected {
+    /// Their places, ascending.
+    indices: Vec<u32>,
+    /// Their values.
+    values: Vec<f32>,
+}
+
+impl Selected {
+    /// All entries that are not zero.
+    pub fn all(x: &[f32]) -> Self {
+        Self::left(x, |_| ())
+    }
+
+    /// The entries that [`prune_token`] leaves at this sparsity: exact top-k, ties at the threshold stay.
+    pub fn top_k(x: &[f32], sparsity: f64) -> Self {
+        Self::left(x, |x| prune_token(x, sparsity))
+    }
+
+    /// The entries with |x| > t: TEAL's rule, as in [`prune_below`].
+    pub fn above(x: &[f32], threshold: f64) -> Self {
+        Self::left(x, |x| prune_below(x.insert_axis(Axis(0)), threshold, 0))
+    }
+
+    fn left(x: &[f32], prune: impl FnOnce(ArrayViewMut1<f32>)) -> Self {
+        let mut pruned = Array1::from(x.to_vec());
+        prune(pruned.view_mut());
+        let (indices, values) = (0..).zip(pruned).filter(|(_, x)| *x != 0.0).unzip();
+        Selected { indices, values }
+    }
+
+    /// Places of the selected entries, ascending.
+    pub fn indices(&self) -> &[u32] {
+        &self.indices
+    }
+
+    /// Their values.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Place and value.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (usize, f32)> {
+        self.indices.iter().map(|&j| j as usize).zip(self.values.iter().copied())
+    }
+
+    /// How many are selected.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+}
