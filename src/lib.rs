@@ -85,5 +85,6 @@ mod book {
         streams,
         teal,
         gptaq,
+        decoding,
     );
 }

@@ -9,6 +9,7 @@ mod math;
 mod source;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use mdbook_driver::MDBook;
@@ -43,7 +44,19 @@ impl Preprocessor for Pages {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match build() {
+        Ok(index) => println!("{}", index.display()),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Builds and checks the book; returns its first page.
+fn build() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the builder lies in the repository")?;
     let mut book = MDBook::load(root.join("docs"))?;
     book.with_preprocessor(Pages { root: root.to_path_buf() });
@@ -56,6 +69,5 @@ fn main() -> Result<()> {
         dead.extend(check::links_of_text(root, Path::new(text), &output)?);
     }
     ensure!(dead.is_empty(), "{} dead links:\n{}", dead.len(), dead.join("\n"));
-    println!("{}", output.join("index.html").display());
-    Ok(())
+    Ok(output.join("index.html"))
 }
