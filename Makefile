@@ -21,6 +21,7 @@ test: install-system-packages ## every test; ends with the names of what was ski
 
 check: install-system-packages ## formatting, lints, documentation
 	cargo fmt --check
+	cargo fmt --check --manifest-path book/Cargo.toml
 	cargo clippy --release --all-targets -- -D warnings
 	cargo doc --release --no-deps
 

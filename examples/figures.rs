@@ -259,9 +259,9 @@ fn draw_map(area: &Area, name: &str, mask: &Array2<bool>) -> Result<()> {
     Ok(())
 }
 
-/// White where nothing is zero, black where all is.
+/// White where at most a fifth is zero, black where at least four fifths are.
 fn shade(zeros: f64) -> RGBColor {
-    let level = (255.0 * (1.0 - zeros)) as u8;
+    let level = (255.0 * ((0.8 - zeros) / 0.6).clamp(0.0, 1.0)) as u8;
     RGBColor(level, level, level)
 }
 
@@ -304,7 +304,8 @@ fn draw_channels(area: &Area, inputs: &Inputs, masks: &[Array2<bool>]) -> Result
             let column = mask.column(j);
             column.iter().filter(|pruned| **pruned).count() as f64 / column.len() as f64
         };
-        let style = colour.stroke_width(2);
+        // SparseGPT's is hidden by DuoGPT's otherwise.
+        let style = colour.stroke_width(if name == "sparsegpt" { 6 } else { 2 });
         chart
             .draw_series(LineSeries::new(curve(&of_channel), style))?
             .label(format!("weights, {name}"))
@@ -337,7 +338,7 @@ fn spread(values: &[f64]) -> (f64, f64) {
 }
 
 /// From one standard deviation below the mean to one above.
-fn bar(x: f64, mean: f64, deviation: f64, style: ShapeStyle) -> PathElement<(f64, f64)> {
+fn bar<X: Copy>(x: X, mean: f64, deviation: f64, style: ShapeStyle) -> PathElement<(X, f64)> {
     PathElement::new([(x, mean - deviation), (x, mean + deviation)], style)
 }
 
@@ -356,6 +357,9 @@ fn error(path: &Path) -> Result<String> {
     })
 }
 
+/// Perplexities that get a label.
+const TICKS: [f64; 10] = [25.0, 30.0, 35.0, 40.0, 50.0, 60.0, 80.0, 100.0, 150.0, 200.0];
+
 fn draw_error(area: &Area, title: &str, comparison: &Value, quantity: &str) -> Result<()> {
     let mut series = Vec::new();
     for (method, colour) in METHODS {
@@ -370,12 +374,14 @@ fn draw_error(area: &Area, title: &str, comparison: &Value, quantity: &str) -> R
     let dense = values(points(comparison).next().ok_or("a comparison has points")?, "dense", quantity)?[0];
     let highest =
         series.iter().flat_map(|(_, _, line)| line).map(|(_, mean, s)| mean + s).fold(0.0, f64::max);
+    let (low, high) = (dense * 0.97, highest * 1.05);
+    let ticks = TICKS.into_iter().filter(|tick| (low..high).contains(tick)).collect();
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 16))
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(50)
-        .build_cartesian_2d(27.0..73.0, (dense * 0.97..highest * 1.05).log_scale())?;
+        .build_cartesian_2d(27.0..73.0, (low..high).log_scale().with_key_points(ticks))?;
     chart
         .configure_mesh()
         .x_desc("zero weights (%)")
@@ -383,7 +389,6 @@ fn draw_error(area: &Area, title: &str, comparison: &Value, quantity: &str) -> R
         .x_labels(5)
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))
-        .y_labels(8)
         .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.1))
         .draw()?;
@@ -407,6 +412,9 @@ fn draw_error(area: &Area, title: &str, comparison: &Value, quantity: &str) -> R
 /// Jitters of the weights, as `scripts/figures.sh` names them.
 const JITTERS: [&str; 5] = ["2e-7", "1e-6", "1e-5", "1e-4", "1e-3"];
 
+/// From one jitter to the next on the horizontal axis.
+const STEP: i32 = 120;
+
 /// Every repeat of two methods, by the size of the disturbance.
 fn noise(results: &Path) -> Result<String> {
     let mut series = Vec::new();
@@ -420,6 +428,7 @@ fn noise(results: &Path) -> Result<String> {
     let all = || series.iter().flat_map(|(.., values)| values.iter().copied());
     let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(0.0, f64::max));
     let pad = 0.12 * (high - low);
+    let end = STEP * JITTERS.len() as i32;
     picture((760, 380), |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(
@@ -429,37 +438,31 @@ fn noise(results: &Path) -> Result<String> {
             .margin(10)
             .x_label_area_size(40)
             .y_label_area_size(56)
-            .build_cartesian_2d(-0.5..JITTERS.len() as f64 + 0.3, low - pad..high + pad)?;
-        let label = |x: &f64| {
-            let at = x.round();
-            let whole = (x - at).abs() < 1e-9 && at >= 0.0;
-            whole
-                .then(|| JITTERS.get(at as usize))
-                .flatten()
-                .map_or(String::new(), |jitter| jitter.to_string())
-        };
+            .build_cartesian_2d(
+                (-STEP / 2..end + STEP / 3).with_key_points((0..end).step_by(STEP as usize).collect()),
+                low - pad..high + pad,
+            )?;
         chart
             .configure_mesh()
-            .x_desc("relative jitter of the dense weights (each point one run; bars: mean and standard deviation)")
+            .x_desc("relative jitter of the dense weights (each point one run; bars: one standard deviation)")
             .y_desc("perplexity")
-            .x_labels(7)
-            .x_label_formatter(&label)
+            .x_label_formatter(&|&x| JITTERS[(x / STEP) as usize].to_string())
             .y_label_formatter(&|y| format!("{y:.1}"))
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.1))
             .draw()?;
         for (number, (method, colour)) in METHODS.into_iter().skip(2).enumerate() {
             let of_method = || series.iter().filter(move |(_, name, ..)| *name == method);
-            let aside = 0.24 * number as f64 - 0.12;
-            let dots =
-                of_method().flat_map(|(at, .., values)| values.iter().map(move |&y| (*at as f64 + aside, y)));
+            let aside = STEP / 4 * number as i32 - STEP / 8;
+            let dots = of_method()
+                .flat_map(|(at, .., values)| values.iter().map(move |&y| (STEP * *at as i32 + aside, y)));
             chart
                 .draw_series(dots.map(|point| Circle::new(point, 3, colour.mix(0.7).filled())))?
                 .label(method)
                 .legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
             let bars = of_method().map(|(at, .., values)| {
                 let (mean, deviation) = spread(values);
-                let x = *at as f64 + aside + 0.08;
+                let x = STEP * *at as i32 + aside + STEP / 12;
                 bar(x, mean, deviation, colour.stroke_width(2))
             });
             chart.draw_series(bars.collect::<Vec<_>>())?;

@@ -45,7 +45,9 @@ pub fn examples_are_tested(book: &Book, library: &Path) -> Result<()> {
         let Some(page) = chapter.source_path.as_ref().and_then(|path| path.file_stem()) else { continue };
         let page = page.to_string_lossy();
         if has_rust && !tested.contains(&*page) {
-            bail!("docs/{page}.md has an example, but src/lib.rs does not list `{page}` among the pages to test");
+            bail!(
+                "docs/{page}.md has an example, but src/lib.rs does not list `{page}` among the pages to test"
+            );
         }
     }
     Ok(())
@@ -178,7 +180,8 @@ impl Pages {
         if !self.0.contains_key(file) {
             let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
             let html = Html::parse_document(&text);
-            let selector = Selector::parse("[id], [href], [src]").map_err(|error| anyhow::anyhow!("{error}"))?;
+            let selector =
+                Selector::parse("[id], [href], [src]").map_err(|error| anyhow::anyhow!("{error}"))?;
             let mut page = Page { ids: HashSet::new(), links: Vec::new() };
             for element in html.select(&selector).map(|element| element.value()) {
                 page.ids.extend(element.attr("id").map(str::to_string));
@@ -231,7 +234,8 @@ mod tests {
         fs::create_dir_all(&book).unwrap();
         fs::write(book.join("page.html"), "<h2 id=how></h2>").unwrap();
         fs::write(root.join("docs/page.md"), "").unwrap();
-        let text = "# A b: `c`\n[x](#a-b-c) [x](#a-d) [x](docs/page.md#how) [x](docs/page.md#why) [x](gone.md)";
+        let text =
+            "# A b: `c`\n[x](#a-b-c) [x](#a-d) [x](docs/page.md#how) [x](docs/page.md#why) [x](gone.md)";
         fs::write(root.join("README.md"), text).unwrap();
         let dead = links_of_text(root, Path::new("README.md"), &book).unwrap();
         assert_eq!(dead, ["README.md: #a-d", "README.md: docs/page.md#why", "README.md: gone.md"]);

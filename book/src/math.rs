@@ -12,7 +12,8 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 /// # Errors
 /// A formula that is not TeX as far as it is understood here.
 pub fn to_mathml(text: &str) -> Result<String> {
-    let converter = LatexToMathML::new(MathCoreConfig::default()).map_err(|(error, ..)| anyhow!("{error}"))?;
+    let converter =
+        LatexToMathML::new(MathCoreConfig::default()).map_err(|(error, ..)| anyhow!("{error}"))?;
     let mut result = String::with_capacity(text.len());
     let mut done = 0;
     for Formula { place, tex, display } in formulas(text) {

@@ -34,9 +34,7 @@ pub fn include(text: &str, page: &Path) -> Result<String> {
 
 /// The lines of an anchor, moved to the left margin, without those of other anchors.
 fn anchored(source: &str, name: &str) -> Result<String> {
-    let marks = |line: &str, mark: &str| {
-        line.split_once(mark).is_some_and(|(_, found)| found.trim() == name)
-    };
+    let marks = |line: &str, mark: &str| line.split_once(mark).is_some_and(|(_, found)| found.trim() == name);
     let mut lines = source.lines().skip_while(|line| !marks(line, "ANCHOR: "));
     lines.next().context("it does not begin")?;
     let mut block = Vec::new();
