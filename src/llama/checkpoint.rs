@@ -103,7 +103,8 @@ impl Checkpoint {
 
     /// The names of the weights of all layers' linears.
     pub fn linear_tensors(&self) -> impl Iterator<Item = String> {
-        let of_layer = move |layer| self.config.linears().iter().map(move |&linear| self.tensor(layer, linear));
+        let of_layer =
+            move |layer| self.config.linears().iter().map(move |&linear| self.tensor(layer, linear));
         (0..self.config.num_hidden_layers).flat_map(of_layer)
     }
 

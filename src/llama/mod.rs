@@ -2,6 +2,7 @@
 //! names; the other [architectures](architecture) are described by how they differ from it.
 
 pub mod architecture;
+pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod jitter;

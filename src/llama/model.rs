@@ -12,6 +12,7 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 
 use super::ModelConfig;
 use super::architecture::Architecture;
+use super::cache::KeyValues;
 use super::config::{Activation, Llama3Scaling, NormKind, NormPlace, Positions};
 use crate::linalg::{Scalar, gemm, matmul};
 
@@ -185,11 +186,25 @@ pub fn apply<T: Scalar>(weights: &[Array2<T>], x: ArrayView2<T>) -> Vec<Array2<T
 /// Which tokens see which: a trunk, then branches that each continue the trunk and do not see each other.
 ///
 /// So sequences with a common beginning share its rows, and what is computed for them. A single sequence is a trunk
-/// without branches.
+/// without branches; of a trunk whose beginning was computed before, and is kept in a [`KeyValues`], only the rest has
+/// rows.
 #[derive(Clone, Debug)]
 pub struct Layout {
+    /// Tokens of the trunk that have no rows.
+    cached: usize,
     trunk: usize,
+    /// Counted as the trunk's tokens are.
     branches: Vec<Range<usize>>,
+}
+
+/// Consecutive rows of one trunk or branch.
+struct Run {
+    /// Tokens of the trunk that a branch sees besides its own.
+    trunk: usize,
+    /// Place of the first token that belongs to the run, with rows or without.
+    start: usize,
+    /// Places of the tokens with rows. Each sees `start` up to itself.
+    tokens: Range<usize>,
 }
 
 impl Layout {
@@ -200,7 +215,12 @@ impl Layout {
             end += length;
             end - length..end
         });
-        Layout { trunk, branches: branches.collect() }
+        Layout { cached: 0, trunk, branches: branches.collect() }
+    }
+
+    /// The next `length` tokens of a sequence of which `cached` were computed before.
+    pub fn after(cached: usize, length: usize) -> Self {
+        Layout { cached, trunk: cached + length, branches: Vec::new() }
     }
 
     /// The row of a branch's token at `position`, counted from the beginning of the trunk.
@@ -208,20 +228,21 @@ impl Layout {
         if position < self.trunk { position } else { self.branches[branch].start + position - self.trunk }
     }
 
-    /// Tokens in all, each counted once.
+    /// Tokens in all, each counted once, without those computed before.
     pub fn rows(&self) -> usize {
-        self.branches.last().map_or(self.trunk, |branch| branch.end)
+        self.branches.last().map_or(self.trunk, |branch| branch.end) - self.cached
     }
 
-    /// Every row's position in its sequence.
-    pub fn positions(&self) -> impl Iterator<Item = usize> {
-        self.runs().flat_map(|(trunk, run)| trunk..trunk + run.len())
+    fn runs(&self) -> impl Iterator<Item = Run> {
+        let trunk = Run { trunk: 0, start: 0, tokens: self.cached..self.trunk };
+        let branch =
+            |branch: &Range<usize>| Run { trunk: self.trunk, start: branch.start, tokens: branch.clone() };
+        std::iter::once(trunk).chain(self.branches.iter().map(branch))
     }
 
-    /// Runs of rows, each with the number of trunk rows that it sees besides its own up to each token.
-    fn runs(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let branches = self.branches.iter().map(|branch| (self.trunk, branch.clone()));
-        std::iter::once((0, 0..self.trunk)).chain(branches)
+    /// The position of each row's token in its sequence.
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        self.runs().flat_map(|run| run.tokens.map(move |token| run.trunk + token - run.start))
     }
 }
 
@@ -234,6 +255,8 @@ pub struct State<T> {
     pub hidden: Array2<T>,
     /// The input of the next group (tokens x channels).
     pub input: Array2<T>,
+    /// Keys and values of the layer at hand, where they are to be kept for tokens to come.
+    pub kept: Option<KeyValues<T>>,
 }
 
 impl<T: Scalar> State<T> {
@@ -260,7 +283,7 @@ impl<T: Scalar> State<T> {
             let positions: Vec<usize> = layout.positions().collect();
             hidden += &table.select(Axis(0), &positions);
         }
-        State { layout, hidden, input: Array2::zeros((0, 0)) }
+        State { layout, hidden, input: Array2::zeros((0, 0)), kept: None }
     }
 }
 
@@ -305,7 +328,14 @@ impl<T: Scalar> Forward<T> {
                     rotary.turn(&mut q, &state.layout);
                     rotary.turn(&mut k, &state.layout);
                 }
-                state.input = self.attention(&q, &k, &v, &state.layout, layer.window);
+                let (layout, window) = (&state.layout, layer.window);
+                state.input = match &mut state.kept {
+                    None => self.attention(q.view(), k.view(), v.view(), layout, window),
+                    Some(kept) => {
+                        kept.append(k.view(), v.view());
+                        self.attention(q.view(), kept.keys(), kept.values(), layout, window)
+                    }
+                };
             }
             Group::O => {
                 self.leave_block(next(), &layer.attention_norm, state);
@@ -379,12 +409,13 @@ impl<T: Scalar> Forward<T> {
     }
 
     /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it in its sequence: all of them, or
-    /// as many as make up a window.
+    /// as many as make up a window. `q` has a row per row of the layout, `k` and `v` also for the tokens that were computed
+    /// before.
     fn attention(
         &self,
-        q: &Array2<T>,
-        k: &Array2<T>,
-        v: &Array2<T>,
+        q: ArrayView2<T>,
+        k: ArrayView2<T>,
+        v: ArrayView2<T>,
         layout: &Layout,
         window: Option<usize>,
     ) -> Array2<T> {
@@ -399,15 +430,16 @@ impl<T: Scalar> Forward<T> {
         for head in 0..self.config.num_attention_heads {
             let kv = head / queries_per_kv;
             let (own, shared) = (head * d..(head + 1) * d, kv * d..(kv + 1) * d);
-            for (trunk, run) in layout.runs() {
-                for start in run.clone().step_by(STRIP) {
-                    let end = (start + STRIP).min(run.end);
-                    let q = q.slice(s![start..end, own.clone()]);
+            for Run { trunk, start: run_start, tokens } in layout.runs() {
+                for start in tokens.clone().step_by(STRIP) {
+                    let end = (start + STRIP).min(tokens.end);
+                    let rows = start - layout.cached..end - layout.cached;
+                    let q = q.slice(s![rows.clone(), own.clone()]);
                     // The columns of the scores are positions from `first` on: of the trunk, then of the run.
-                    let position = trunk + start - run.start;
+                    let position = trunk + start - run_start;
                     let first = first_seen(position);
                     let of_trunk = first.min(trunk)..trunk;
-                    let of_run = run.start + first.saturating_sub(trunk)..end;
+                    let of_run = run_start + first.saturating_sub(trunk)..end;
                     let mut scores = Array2::zeros((end - start, of_trunk.len() + of_run.len()));
                     let (mut on_trunk, mut on_run) = scores.view_mut().split_at(Axis(1), of_trunk.len());
                     if !of_trunk.is_empty() {
@@ -417,12 +449,13 @@ impl<T: Scalar> Forward<T> {
                     let k = k.slice(s![of_run.clone(), shared.clone()]);
                     gemm(scale, q, k.t(), 0.0, on_run.view_mut());
                     for (position, mut row) in (position..).zip(scores.axis_iter_mut(Axis(0))) {
-                        row.slice_mut(s![..first_seen(position) - first]).fill(T::zero());
-                        row.slice_mut(s![position + 1 - first..]).fill(T::zero());
-                        softmax(row.slice_mut(s![first_seen(position) - first..position + 1 - first]));
+                        let seen = first_seen(position) - first..position + 1 - first;
+                        row.slice_mut(s![..seen.start]).fill(T::zero());
+                        row.slice_mut(s![seen.end..]).fill(T::zero());
+                        softmax(row.slice_mut(s![seen]));
                     }
                     let (on_trunk, on_run) = scores.view().split_at(Axis(1), of_trunk.len());
-                    let mut context = context.slice_mut(s![start..end, own.clone()]);
+                    let mut context = context.slice_mut(s![rows, own.clone()]);
                     let v_run = v.slice(s![of_run, shared.clone()]);
                     gemm(1.0, on_run, v_run, 0.0, context.view_mut());
                     if !of_trunk.is_empty() {
