@@ -211,7 +211,7 @@ fn selected_entries_are_those_that_pruning_leaves() {
         );
     }
     assert_eq!(Selected::all(&x).indices(), [0, 1, 2, 3, 5]);
-    assert!(Selected::top_k(&[], 0.5).is_empty());
+    assert!(Selected::<f32>::top_k(&[], 0.5).is_empty());
 }
 
 /// Every format with every kind of instructions gives the same sums: those of the definition up to the rounding of one

@@ -33,6 +33,8 @@ use std::ops::Range;
 
 use ndarray::{Array1, Array2, ArrayView2};
 
+use crate::linalg::Scalar;
+
 /// Rows of a tile.
 pub const TILE: usize = 256;
 
@@ -78,11 +80,11 @@ pub trait Format<V: Value>: Sized {
     ///
     /// # Panics
     /// When an index is not below k.
-    fn product(&self, x: &Selected) -> Array1<f64> {
+    fn product<T: Scalar>(&self, x: &Selected<T>) -> Array1<f64> {
         let mut y = Array1::zeros(self.dim().0);
         for (j, x) in x.iter() {
             for (i, w) in self.column(j) {
-                y[i] += w.to_f64() * f64::from(x);
+                y[i] += w.to_f64() * x.widen();
             }
         }
         y
