@@ -33,6 +33,11 @@ fn weight<V: Value>(n: usize, k: usize, density: f64, wild: bool, seed: u64) -> 
     })
 }
 
+fn activations(k: usize, seed: u64) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..k).map(|_| random.random_range(-1.0f32..1.0)).collect()
+}
+
 fn bits<V: Value>(weight: &Array2<V>) -> Array2<u32> {
     weight.mapv(V::bits)
 }
@@ -166,8 +171,7 @@ fn bytes_are_as_stated() {
 fn products_follow_the_definition() {
     fn test<V: Value>(((n, k), density, seed): Case) -> TestCaseResult {
         let weight = weight::<V>(n, 8 * k, density, false, seed);
-        let mut random = ChaCha8Rng::seed_from_u64(!seed);
-        let x: Vec<f32> = (0..8 * k).map(|_| random.random_range(-1.0f32..1.0)).collect();
+        let x = activations(8 * k, !seed);
         let wide = weight.mapv(V::to_f64);
         for selected in [Selected::top_k(&x, 0.5), Selected::above(&x, 0.4), Selected::all(&x)] {
             let mut pruned = Array1::<f64>::zeros(x.len());
@@ -220,8 +224,7 @@ fn selected_entries_are_those_that_pruning_leaves() {
 fn fast_products_agree_with_each_other_and_with_the_definition() {
     fn test<V: Vector>(((n, k), density, seed): Case) -> TestCaseResult {
         let weight = weight::<V>(n, 8 * k, density, false, seed);
-        let mut random = ChaCha8Rng::seed_from_u64(!seed);
-        let x: Vec<f32> = (0..8 * k).map(|_| random.random_range(-1.0f32..1.0)).collect();
+        let x = activations(8 * k, !seed);
         let magnitudes = Dense::from_dense(weight.mapv(|w| V::of(w.to_f32().abs())).view());
         let absolute: Vec<f32> = x.iter().map(|x| x.abs()).collect();
         let rules: [fn(&[f32]) -> Selected; 3] =

@@ -164,6 +164,22 @@ fn bytes_of_pieces(pieces: &Pieces, x: &Selected, per_value: usize, per_piece: u
     x.iter().map(|(j, _)| (0..tiles).map(|tile| of_piece(j, tile)).sum::<usize>()).sum()
 }
 
+/// Where a register takes rows of one column as they come.
+macro_rules! by_rows {
+    () => {
+        #[cfg(target_arch = "x86_64")]
+        unsafe fn avx2(&self, x: &Selected, first: usize, sums: &mut [f32]) {
+            // SAFETY: as promised by the caller.
+            unsafe { x86::multiply_256(self, x, first, sums) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        unsafe fn avx512(&self, x: &Selected, first: usize, sums: &mut [f32]) {
+            // SAFETY: as promised by the caller.
+            unsafe { x86::multiply_512(self, x, first, sums) }
+        }
+    };
+}
+
 impl<V: Vector> Kernels for Dense<V> {
     fn size(&self) -> (usize, usize) {
         self.dim()
@@ -177,16 +193,7 @@ impl<V: Vector> Kernels for Dense<V> {
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::dense(self, x, first, sums);
     }
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx2(&self, x: &Selected, first: usize, sums: &mut [f32]) {
-        // SAFETY: as promised by the caller.
-        unsafe { x86::multiply_256(self, x, first, sums) }
-    }
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx512(&self, x: &Selected, first: usize, sums: &mut [f32]) {
-        // SAFETY: as promised by the caller.
-        unsafe { x86::multiply_512(self, x, first, sums) }
-    }
+    by_rows!();
 }
 
 impl<V: Vector> Kernels for TileIndex<V> {
@@ -229,14 +236,5 @@ impl<V: Vector> Kernels for TileBitmap<V> {
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::bitmap(self, x, first, sums);
     }
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx2(&self, x: &Selected, first: usize, sums: &mut [f32]) {
-        // SAFETY: as promised by the caller.
-        unsafe { x86::multiply_256(self, x, first, sums) }
-    }
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx512(&self, x: &Selected, first: usize, sums: &mut [f32]) {
-        // SAFETY: as promised by the caller.
-        unsafe { x86::multiply_512(self, x, first, sums) }
-    }
+    by_rows!();
 }
