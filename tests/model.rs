@@ -68,7 +68,16 @@ fn llama3_equals_transformers() {
 /// Every supported architecture and what its config.json can ask for; `fixtures/architectures/make.py` says which is which.
 #[test]
 fn architectures_equal_transformers() {
-    let models = ["llama-biased", "mistral", "mistral-full", "qwen2", "qwen2-window", "opt", "opt-post-norm", "opt-plain"];
+    let models = [
+        "llama-biased",
+        "mistral",
+        "mistral-full",
+        "qwen2",
+        "qwen2-window",
+        "opt",
+        "opt-post-norm",
+        "opt-plain",
+    ];
     for model in models {
         let directory = format!("architectures/{model}");
         for difference in [
