@@ -86,8 +86,8 @@ fn inputs_of_a_layer() -> Result<Vec<Inputs>> {
     let forward = Forward::<f64>::new(&checkpoint.config, windows.length());
     let embedding = checkpoint.embedding::<f64>()?;
     let rule = Activations { sparsity: SPARSITY, ..Activations::default() };
-    let mut dense = Stream::new(&forward, &Cpu, embedding.view(), &windows, Activations::default());
-    let mut sparse = Stream::new(&forward, &Cpu, embedding.view(), &windows, rule);
+    let mut dense = Stream::new(&forward, &Cpu, &embedding, &windows, Activations::default());
+    let mut sparse = Stream::new(&forward, &Cpu, &embedding, &windows, rule);
     let mut found = Vec::new();
     for number in 0..=LAYER {
         let layer = checkpoint.layer::<f64>(number)?;
