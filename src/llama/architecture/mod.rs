@@ -80,3 +80,34 @@ impl std::fmt::Debug for Architecture {
         f.write_str(self.class)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_has_all_groups_once_and_in_order() {
+        for architecture in SUPPORTED {
+            let groups: Vec<&[Linear]> =
+                Group::ALL.into_iter().map(|group| architecture.group(group)).collect();
+            assert_eq!(groups.concat(), architecture.linears, "{architecture:?}");
+            let numbers = architecture.linears.iter().map(|linear| linear.index);
+            assert!(numbers.eq(0..architecture.linears.len()), "{architecture:?}");
+        }
+    }
+
+    #[test]
+    fn a_weight_is_found_by_the_end_of_its_name() {
+        for (name, index) in [
+            ("model.layers.3.self_attn.q_proj.weight", Some(0)),
+            ("model.layers.3.mlp.down_proj.weight", Some(6)),
+            ("decoder.layers.11.self_attn.out_proj.weight", Some(3)),
+            ("model.decoder.layers.11.fc2.weight", Some(5)),
+            ("model.decoder.layers.11.fc2.bias", None),
+            ("model.decoder.layers.11.final_layer_norm.weight", None),
+            ("output.weight", None),
+        ] {
+            assert_eq!(index_of_weight(name), index, "{name}");
+        }
+    }
+}
