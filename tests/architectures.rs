@@ -155,6 +155,24 @@ fn every_method_prunes_the_linears_and_nothing_else() {
     }
 }
 
+/// OPT and Qwen2 have tokenizers that are not called so.
+#[test]
+fn the_tokenizers_files_go_with_the_weights() {
+    let place = Place::new("opt");
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    for file in ["config.json", SINGLE, "tokens.safetensors"] {
+        fs::copy(place.model.join(file), source.join(file)).unwrap();
+    }
+    let kept = ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+    kept.iter().for_each(|file| fs::write(source.join(file), file).unwrap());
+    let output = Place { model: source, ..place }.run("prune", "pruned", &["--method", "magnitude"]);
+    for file in kept {
+        assert_eq!(fs::read_to_string(output.join(file)).unwrap(), file);
+    }
+    assert!(!output.join("tokens.safetensors").exists());
+}
+
 /// ||(W' - W) X|| / ||W X||, whatever bias is added to both.
 #[test]
 fn biases_are_not_in_the_relative_output_error() {

@@ -13,9 +13,12 @@ use super::config::Fields;
 use super::model::{Group, Linear, Role};
 use super::{CheckpointError, ModelConfig};
 
+// ANCHOR: supported
 /// Every architecture.
 pub static SUPPORTED: [&Architecture; 4] = [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &opt::OPT];
+// ANCHOR_END: supported
 
+// ANCHOR: architecture
 /// How an architecture names itself and its tensors, and how its `config.json` is read.
 pub struct Architecture {
     /// In `architectures` of `config.json`.
@@ -34,7 +37,9 @@ pub struct Architecture {
     pub final_norm: &'static str,
     pub(super) read: fn(&'static Architecture, &Fields) -> Result<ModelConfig, CheckpointError>,
 }
+// ANCHOR_END: architecture
 
+// ANCHOR: gated
 /// The seven linears of LLaMA and its descendants.
 const GATED: [Linear; 7] = Linear::table([
     (Role::Q, "self_attn.q_proj"),
@@ -45,6 +50,7 @@ const GATED: [Linear; 7] = Linear::table([
     (Role::Up, "mlp.up_proj"),
     (Role::Down, "mlp.down_proj"),
 ]);
+// ANCHOR_END: gated
 
 impl Architecture {
     /// The linears of a group.
