@@ -166,7 +166,8 @@ fn the_tokenizers_files_go_with_the_weights() {
     }
     let kept = ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
     kept.iter().for_each(|file| fs::write(source.join(file), file).unwrap());
-    let output = Place { model: source, ..place }.run("prune", "pruned", &["--method", "magnitude"]);
+    let place = Place { model: source, ..place };
+    let output = place.run("prune", "pruned", &["--method", "magnitude"]);
     for file in kept {
         assert_eq!(fs::read_to_string(output.join(file)).unwrap(), file);
     }
