@@ -11,8 +11,10 @@ use std::sync::Once;
 use common::{content, duogpt, eval_perplexity, fixture, read_json};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::report::LinearReport;
+use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{Observer, PruneJob, Silent};
+use duogpt::evaluate::perplexity::logits;
 use duogpt::linalg::matmul;
 use duogpt::llama::Checkpoint;
 use duogpt::llama::architecture::SUPPORTED;
@@ -151,6 +153,52 @@ fn every_method_prunes_the_linears_and_nothing_else() {
             assert_eq!(lines.len(), source.names().count());
             let counted = lines.iter().filter(|line| !line["sparsity"].is_null());
             assert!(counted.map(|line| line["tensor"].as_str().unwrap()).eq(named), "{model} {method}");
+        }
+    }
+}
+
+/// Token by token, from what is kept of those before, the model says what it says of the whole sequence.
+#[test]
+fn what_is_generated_is_what_the_logits_say() {
+    let (prompt, more) = (40, 12);
+    for model in MODELS {
+        let place = Place::new(model);
+        let config = &place.checkpoint.config;
+        let windows = Windows::from_tokens(&place.tokens(), config, None, Some(1)).unwrap();
+        let tokens: Vec<String> = windows.tokens.iter().take(prompt).map(ToString::to_string).collect();
+        for sparsity in [0.0, 0.5] {
+            let outcome = duogpt(&[
+                "generate",
+                "--model",
+                place.model.to_str().unwrap(),
+                "--prompt-tokens",
+                &tokens.join(","),
+                "--max-tokens",
+                &more.to_string(),
+                "--activation-sparsity",
+                &sparsity.to_string(),
+                "--precision",
+                "f64",
+                "--ignore-end",
+                "--json",
+            ]);
+            assert!(outcome.status.success(), "{model}: {}", String::from_utf8_lossy(&outcome.stderr));
+            let found: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+            let generated =
+                found["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32);
+            let all: Vec<u32> = windows.tokens.iter().copied().take(prompt).chain(generated).collect();
+            assert_eq!(all.len(), prompt + more, "{model}: {found}");
+            let whole = Windows {
+                tokens: Array2::from_shape_vec((1, all.len()), all.clone()).unwrap(),
+                source: "generated".into(),
+            };
+            let activations = Activations { sparsity, ..Activations::default() };
+            let logits = logits::<f64, _>(&place.checkpoint, &whole, activations, &Cpu).unwrap();
+            for place in prompt..all.len() {
+                let said = logits[0].row(place - 1);
+                let largest = said.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                assert_eq!(said[all[place] as usize], largest, "{model}, {sparsity}: token {place}");
+            }
         }
     }
 }
