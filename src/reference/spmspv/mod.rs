@@ -41,6 +41,9 @@ pub const TILE: usize = 256;
 /// Values to whose multiple a piece is filled up: at least 16 bytes of every type.
 pub const ALIGN: usize = 8;
 
+/// Values of filling behind the last piece, so that 32 values can be loaded from wherever one can lie.
+pub const READ_AHEAD: usize = 32;
+
 /// A storage format of an n x k weight.
 pub trait Format<V: Value>: Sized {
     /// The format's name, for reports.
@@ -77,6 +80,7 @@ pub trait Format<V: Value>: Sized {
     ///
     /// # Panics
     /// When an index is not below k.
+    // ANCHOR: product
     fn product<T: Scalar>(&self, x: &Selected<T>) -> Array1<f64> {
         let mut y = Array1::zeros(self.dim().0);
         for (j, x) in x.iter() {
@@ -86,6 +90,7 @@ pub trait Format<V: Value>: Sized {
         }
         y
     }
+    // ANCHOR_END: product
 }
 
 /// Where the values of each column of each tile lie: column by column, within a column tile by tile.
