@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod compare_tensors;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
@@ -51,7 +52,9 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Compare the tensors of two files, such as a golden file and what your own port computes.
     CompareTensors(compare_tensors::CompareTensorsArgs),
-    /// List a checkpoint's tensors with shape, type and sparsity.
+    /// Store a checkpoint in another format: dense, or without its zeros.
+    Convert(convert::ConvertArgs),
+    /// List a checkpoint's tensors with shape, type, format, bytes and sparsity.
     Inspect(inspect::InspectArgs),
 }
 
@@ -69,6 +72,7 @@ impl Cli {
             Command::Eval(command) => eval::run(&command),
             Command::Verify(args) => verify::run(&args),
             Command::CompareTensors(args) => compare_tensors::run(&args),
+            Command::Convert(args) => convert::run(&args),
             Command::Inspect(args) => inspect::run(&args),
         };
         outcome.unwrap_or_else(|error| {

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array1, Array2};
 
 use super::model::{Group, Layer, Linear};
+use super::sparse_bitmask::{self, Compressed, StorageFormat};
 use super::{CheckpointError, Jitter, LlamaConfig};
 use crate::files::parse_json;
 use crate::linalg::Scalar;
-use crate::tensors::{FloatType, TensorError, TensorFile, TensorInfo};
+use crate::tensors::{FloatType, TensorData, TensorError, TensorFile, TensorInfo};
 
 /// Names the tensors that are no decoder layer's.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -25,8 +26,10 @@ pub struct Checkpoint {
     /// Disturbs the decoder layers' linears as they are read.
     pub jitter: Option<Jitter>,
     shards: Vec<TensorFile>,
-    /// Tensor to shard.
+    /// Tensor to shard; a compressed weight to that of its values.
     place: BTreeMap<String, usize>,
+    /// The weights that are compressed.
+    compressed: BTreeMap<String, Compressed>,
 }
 
 impl Checkpoint {
@@ -47,8 +50,10 @@ impl Checkpoint {
             });
         }
         let config = LlamaConfig::read(&directory.join("config.json"))?;
-        let (shards, place) = open_shards(directory)?;
-        let checkpoint = Checkpoint { directory: directory.into(), config, jitter: None, shards, place };
+        let (shards, mut place) = open_shards(directory)?;
+        let compressed = sparse_bitmask::find(&shards, &mut place)?;
+        let checkpoint =
+            Checkpoint { directory: directory.into(), config, jitter: None, shards, place, compressed };
         checkpoint.check_tensors()?;
         Ok(checkpoint)
     }
@@ -80,15 +85,58 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorError::MissingTensor`].
     pub fn info(&self, name: &str) -> Result<&TensorInfo, TensorError> {
-        self.shard(name)?.info(name)
+        match self.compressed.get(name) {
+            Some(compressed) => Ok(compressed.info()),
+            None => self.shard(name)?.info(name),
+        }
+    }
+
+    /// One tensor, dense: a compressed weight is decompressed.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`], [`TensorError::Damaged`].
+    pub fn tensor_data(&self, name: &str) -> Result<TensorData<'_>, TensorError> {
+        match self.compressed.get(name) {
+            Some(compressed) => compressed.decompress(&self.shards),
+            None => self.shard(name)?.tensor(name),
+        }
+    }
+
+    /// How a tensor is stored, and in how many bytes.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`].
+    pub fn storage(&self, name: &str) -> Result<(StorageFormat, usize), TensorError> {
+        match self.compressed.get(name) {
+            Some(compressed) => Ok((StorageFormat::SparseBitmask, compressed.bytes(&self.shards))),
+            None => Ok((StorageFormat::Dense, self.shard(name)?.bytes(name)?.len())),
+        }
+    }
+
+    /// Names and infos of the tensors of a shard in the order of its header. A compressed weight stands where the first of its
+    /// parts does, in the shard of its values.
+    pub fn tensors_of(&self, shard: usize) -> Vec<(String, TensorInfo)> {
+        let mut tensors: Vec<(String, TensorInfo)> = Vec::new();
+        for (name, info) in self.shards[shard].in_header_order() {
+            match sparse_bitmask::weight_of(name).filter(|weight| self.compressed.contains_key(weight)) {
+                None => tensors.push((name.into(), info.clone())),
+                Some(weight) if self.place[&weight] != shard => {}
+                Some(weight) if tensors.iter().any(|(name, _)| *name == weight) => {}
+                Some(weight) => {
+                    let info = self.compressed[&weight].info().clone();
+                    tensors.push((weight, info));
+                }
+            }
+        }
+        tensors
     }
 
     fn vector<T: Scalar>(&self, name: &str) -> Result<Array1<T>, TensorError> {
-        self.shard(name)?.vector(name)
+        self.tensor_data(name)?.vector()
     }
 
     fn matrix<T: Scalar>(&self, name: &str) -> Result<Array2<T>, TensorError> {
-        self.shard(name)?.matrix(name)
+        self.tensor_data(name)?.matrix()
     }
 
     /// One linear's weight (out x in).

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::CheckpointError;
+use super::{CheckpointError, sparse_bitmask};
 use crate::files::parse_json;
 
 /// The shapes and constants of a LLaMA.
@@ -202,9 +202,8 @@ impl Fields<'_> {
                 return Err(self.unsupported(format!("`{bias}` is true; LLaMA without biases is supported")));
             }
         }
-        if self.get("quantization_config").is_some() {
-            return Err(self
-                .unsupported("the checkpoint is quantised; give one with f32, f16 or bf16 weights".into()));
+        if let Some(entry) = self.get(sparse_bitmask::ENTRY) {
+            sparse_bitmask::check_entry(entry).map_err(|detail| self.unsupported(detail))?;
         }
         Ok(())
     }
