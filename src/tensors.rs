@@ -324,6 +324,11 @@ impl TensorData<'_> {
         }
     }
 
+    /// The values in some bytes of a floating-point tensor.
+    fn decoded<T: Scalar>(&self, bytes: Range<usize>) -> Result<Vec<T>, TensorError> {
+        decode(&self.bytes[bytes], self.info.dtype).ok_or_else(|| self.wrong_dtype("F64, F32, F16 or BF16"))
+    }
+
     /// Refuses a tensor that does not have the number of dimensions of `D`, before it is read.
     fn check_dimensions<D: Dimension>(&self) -> Result<(), TensorError> {
         let found = &self.info.shape;
@@ -370,6 +375,28 @@ impl TensorData<'_> {
     #[allow(clippy::missing_errors_doc)]
     pub fn matrix<T: Scalar>(&self) -> Result<Array2<T>, TensorError> {
         self.floats::<T, Ix2>()
+    }
+
+    /// Some rows of a matrix, without reading the others; errors as [`vector`](Self::vector).
+    ///
+    /// # Panics
+    /// When the matrix has no such row.
+    #[allow(clippy::missing_errors_doc)]
+    pub fn rows<T: Scalar>(&self, rows: impl IntoIterator<Item = usize>) -> Result<Array2<T>, TensorError> {
+        self.check_dimensions::<Ix2>()?;
+        let (columns, bytes_per_row) = (self.info.shape[1], self.bytes.len() / self.info.shape[0]);
+        let mut values: Vec<T> = Vec::new();
+        let mut count = 0;
+        for row in rows {
+            let of_row = self.decoded::<T>(row * bytes_per_row..(row + 1) * bytes_per_row)?;
+            if let Some(column) = of_row.iter().position(|x| !x.is_finite()) {
+                let (path, name) = (self.path.into(), self.name.clone());
+                return Err(TensorError::NotFinite { path, name, index: vec![row, column] });
+            }
+            values.extend(of_row);
+            count += 1;
+        }
+        Ok(Array2::from_shape_vec((count, columns), values).expect("rows of equal length"))
     }
 
     /// A tensor of any shape as one row; errors as [`vector`](Self::vector).

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{content, duogpt, eval_perplexity, fixture, position, read_json};
+use duogpt::llama::Checkpoint;
 use duogpt::llama::sparse_bitmask::StorageFormat;
-use duogpt::llama::{Checkpoint, Linear};
 use duogpt::tensors::TensorFile;
 
 fn succeeds(arguments: &[&str]) -> String {
@@ -90,8 +90,8 @@ fn files_of_the_package_are_read() {
         }
     }
     assert_eq!(dense_tensors(&theirs), dense);
-    for linear in Linear::ALL {
-        assert_eq!(theirs.storage(&linear.tensor(1)).unwrap().0, StorageFormat::SparseBitmask);
+    for linear in theirs.linear_tensors() {
+        assert_eq!(theirs.storage(&linear).unwrap().0, StorageFormat::SparseBitmask);
     }
 }
 

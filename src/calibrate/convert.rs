@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::output::{OutputDirectory, companions, partial_name, write_index};
 use super::{Observer, report};
 use crate::llama::sparse_bitmask::{self, ENTRY, StorageFormat};
-use crate::llama::{Checkpoint, CheckpointError, Linear};
+use crate::llama::{Checkpoint, CheckpointError};
 use crate::tensors::{Dtype, TensorError, TensorInfo, TensorWriter};
 
 /// Writes `checkpoint` as the directory `target`, its decoder layers' linears in `format`, all else as it is. There and
@@ -55,9 +55,7 @@ pub(super) fn write(
     })?;
     let compressible: BTreeSet<String> = match format {
         StorageFormat::Dense => BTreeSet::new(),
-        StorageFormat::SparseBitmask => (0..checkpoint.config.num_hidden_layers)
-            .flat_map(|layer| Linear::ALL.map(|linear| linear.tensor(layer)))
-            .collect(),
+        StorageFormat::SparseBitmask => checkpoint.linear_tensors().collect(),
     };
     let shards: Vec<Vec<(String, TensorInfo)>> =
         (0..checkpoint.shards().len()).map(|shard| checkpoint.tensors_of(shard)).collect();
