@@ -328,6 +328,17 @@ impl Drop for OutputDirectory {
     }
 }
 
+/// What goes with the weights, besides `tokenizer*`; the last two are tokenizers of an older kind.
+const COPIED: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+];
+
 /// The files of a model directory that are copied as they are: name and path.
 pub(super) fn companions(directory: &Path) -> Result<Vec<(OsString, PathBuf)>, TensorError> {
     let mut files: Vec<_> = fs::read_dir(directory)
@@ -336,13 +347,7 @@ pub(super) fn companions(directory: &Path) -> Result<Vec<(OsString, PathBuf)>, T
     files.sort();
     files.retain(|(name, path)| {
         let name = name.to_string_lossy();
-        let wanted = name == "config.json"
-            || name == "generation_config.json"
-            || name == "special_tokens_map.json"
-            || name == "added_tokens.json"
-            || name == "chat_template.jinja"
-            || name.starts_with("tokenizer");
-        wanted && path.is_file()
+        (COPIED.contains(&&*name) || name.starts_with("tokenizer")) && path.is_file()
     });
     Ok(files)
 }
