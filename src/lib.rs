@@ -71,7 +71,6 @@ mod book {
         };
     }
     book_pages!(
-        first_result,
         pruning,
         obc,
         sparsegpt,
