@@ -12,6 +12,7 @@
 //! | [`llama`] | checkpoints of LLaMA and its relatives, and their forward pass, cut into groups of linears with one input |
 //! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint; optimality gaps; activation thresholds |
 //! | [`evaluate`] | perplexity, zero-shot accuracy, and which of several methods is better |
+//! | [`mod@generate`] | text from a model whose weights stay compressed in memory |
 //! | [`verify`] | golden files of the original code, and measures of error |
 //! | [`spmspv`] | y = W (x * mask) from compressed weights, fast, on a CPU |
 //! | [`tensors`] | safetensors files |
@@ -55,6 +56,7 @@ pub mod cli;
 pub mod cuda;
 pub mod evaluate;
 pub mod files;
+pub mod generate;
 pub mod linalg;
 pub mod llama;
 pub mod reference;
