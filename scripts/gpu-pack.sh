@@ -4,6 +4,7 @@
 # usage: scripts/gpu-pack.sh [FILE.tar.xz]           (default: target/duogpt-gpu.tar.xz)
 #        scripts/gpu-pack.sh --directory DIRECTORY   not packed
 # There: tar xf FILE.tar.xz && duogpt-gpu/scripts/gpu-check.sh
+# PROFILE=mutants builds faster, and slower code.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=target/duogpt-gpu archive=${1:-target/duogpt-gpu.tar.xz}
@@ -12,18 +13,16 @@ if [ "${1:-}" = --directory ]; then
 fi
 most=$((64 << 20)) # bytes of an archive that is still easy to hand on
 
-# The path of the program that cargo builds.
-built() {
-    cargo "$@" --release --message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
-}
 rm -rf "$bundle"
 mkdir -p "$bundle"/{bin,lib,fixtures,scripts,benches/peer}
-cp "$(built build --bin duogpt)" "$bundle/bin/duogpt"
-for test in gpu golden cross_backend; do
-    cp "$(built test --no-run --test "$test")" "$bundle/bin/test-$test"
-done
-cp "$(cargo bench --bench gpu --no-run --message-format=json-render-diagnostics |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)" "$bundle/bin/bench-gpu"
+# In one call, so that all share one build of the crate. Kind, name and path of each program:
+cargo build --profile "${PROFILE:-release}" --bin duogpt --test gpu --test golden --test cross_backend --bench gpu \
+    --message-format=json-render-diagnostics |
+    sed -n 's/.*"target":{"kind":\["\([a-z]*\)"\][^}]*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\1 \2 \3/p' |
+    while read -r kind name path; do
+        [ "$kind" = bin ] || name=$kind-$name
+        cp "$path" "$bundle/bin/$name"
+    done
 strip "$bundle"/bin/*
 cp -r fixtures/golden "$bundle/fixtures/"
 cp scripts/gpu-check.sh "$bundle/scripts/"
