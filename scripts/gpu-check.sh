@@ -80,4 +80,8 @@ if [ ${#failed[@]} -gt 0 ]; then
     printf '\nfailed: %s\n' "${failed[*]}" >&2
     exit 1
 fi
-printf '\nall is well; results in %s\n' "$results"
+if [ -z "$name" ]; then
+    printf '\nno device was found: nothing was checked, and nothing timed\n'
+else
+    printf '\nall is well; results in %s\n' "$results"
+fi

@@ -38,8 +38,8 @@ glibc=$(objdump -T "$bundle"/bin/* "$bundle"/lib/* | grep -o 'GLIBC_2\.[0-9]*' |
     echo "fixtures: $(cat fixtures/golden/*.safetensors | sha256sum | cut -c 1-16) (SHA-256 of fixtures/golden)"
     echo "built with: $(rustc --version)"
     echo "needs: Linux $(uname -m), glibc ${glibc#GLIBC_} or newer"
-    echo "crates:$(awk '$1 == "name" { name = $3 } $1 == "version" && name ~ /^"(cudarc|ndarray|ndarray-linalg|criterion|half|rayon)"$/ {
-        gsub(/"/, "", name); gsub(/"/, "", $3); printf " %s %s", name, $3 }' FS=' = | ' Cargo.lock)"
+    echo "crates:$(awk '$1 == "name" { name = $2 } $1 == "version" && name ~ /^"(cudarc|ndarray|ndarray-linalg|criterion|half|rayon)"$/ {
+        gsub(/"/, "", name); gsub(/"/, "", $2); printf " %s %s", name, $2 }' FS=' = | ' Cargo.lock)"
 } > "$bundle/bundle.txt"
 cat > "$bundle/README.txt" <<'TEXT'
 Checks and times duogpt's CUDA kernels on this machine:
