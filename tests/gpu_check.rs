@@ -141,7 +141,10 @@ fn without_a_device_tests_are_skipped_where_that_is_allowed() {
     assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
     let text = String::from_utf8_lossy(&outcome.stdout);
     assert!(text.contains("nvidia-smi: no device") && text.contains("skipped: the ratios"), "{text}");
-    assert!(text.contains("no device was found: nothing was checked") && !text.contains("all is well"), "{text}");
+    assert!(
+        text.contains("no device was found: nothing was checked") && !text.contains("all is well"),
+        "{text}"
+    );
     let calls = bundle.calls();
     assert!(calls.iter().all(|call| call.contains("|require=|")), "{calls:?}");
     assert!(calls.iter().all(|call| !call.starts_with("duogpt verify --backend cuda")), "{calls:?}");
