@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::report::LinearReport;
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
-use crate::llama::{Checkpoint, CheckpointError, Linear};
+use crate::llama::{Checkpoint, CheckpointError};
 use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
 /// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed, or
@@ -179,9 +179,7 @@ impl OutputDirectory {
         checkpoint: &Checkpoint,
         dtype: Option<FloatType>,
     ) -> Result<(), CheckpointError> {
-        let linears: Vec<String> = (0..checkpoint.config.num_hidden_layers)
-            .flat_map(|layer| Linear::ALL.map(|linear| linear.tensor(layer)))
-            .collect();
+        let linears: Vec<String> = checkpoint.linear_tensors().collect();
         let mut total_bytes = 0;
         let mut weight_map = serde_json::Map::new();
         for (number, shard) in checkpoint.shards().iter().enumerate() {
@@ -294,16 +292,28 @@ impl OutputDirectory {
     /// Makes the directory appear under its name.
     ///
     /// # Errors
-    /// [`CheckpointError`]: the disk refuses, or the name has been taken.
+    /// [`CheckpointError`]: the disk refuses, or the name has been taken; the finished layers are kept.
     pub fn finish(self) -> Result<(), CheckpointError> {
-        self.shards.iter().try_for_each(TensorWriter::sync)?;
-        Self::check(&self.target)?; // it may have appeared meanwhile
+        self.shards.iter().try_for_each(TensorWriter::sync).map_err(|error| self.refused(error))?;
         let journal = self.partial.join(JOURNAL);
+        if self.target.symlink_metadata().is_ok() {
+            self.keep.set(journal.is_file());
+            return Err(CheckpointError::Unusable {
+                path: self.target.clone(),
+                detail: format!(
+                    "appeared during this run, whose layers are kept in {}: move it away, then continue with --resume",
+                    self.partial.display()
+                ),
+            });
+        }
+        fs::rename(&self.partial, &self.target)
+            .map_err(|error| self.refused(TensorError::io(&self.target)(error)))?;
+        self.keep.set(true);
+        // Only now: a run that is killed here has lost nothing.
+        let journal = self.target.join(JOURNAL);
         if journal.is_file() {
             fs::remove_file(&journal).map_err(TensorError::io(&journal))?;
         }
-        fs::rename(&self.partial, &self.target).map_err(TensorError::io(&self.target))?;
-        self.keep.set(true);
         Ok(())
     }
 }
