@@ -86,7 +86,7 @@ impl<T: Scalar> Drift<T> {
 }
 
 /// Tokens whose dX is held at a time: few enough to stay in cache, enough for a fast product.
-const PIECE: usize = 1024;
+const PIECE: usize = 512;
 
 /// The running mean of one number per input channel: the sum over tokens of x^2. Wanda needs no more than this,
 /// the diagonal of H.
@@ -128,4 +128,33 @@ pub(super) fn blend<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: Arr
         Zip::from(&mut squares).and(&token).for_each(|sum, &x| *sum += x * x);
     }
     Zip::from(mean).and(&squares).for_each(|mean, &sum| *mean = T::of(keep) * *mean + T::of(add) * sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_tokens_add_up_to_their_sequence() {
+        // Small integers and halves of them: every sum is exact.
+        for tokens in [0, 1, PIECE, 2 * PIECE + 3] {
+            let dense = Array2::from_shape_fn((tokens, 5), |(i, j)| ((i * 7 + j * 3) % 9) as f64 - 4.0);
+            let sparse = dense.mapv(|x| if x.abs() < 2.0 { 0.0 } else { x + 1.0 });
+            let mut statistics = Statistics::new(5, true);
+            statistics.update(dense.view(), sparse.view());
+            statistics.update(sparse.view(), dense.view());
+            let dx = &dense - &sparse;
+            let drift = statistics.drift.unwrap();
+            assert_eq!(statistics.hessian, (sparse.t().dot(&sparse) + dense.t().dot(&dense)) / 2.0);
+            assert_eq!(drift.dxxt, (dx.t().dot(&sparse) - dx.t().dot(&dense)) / 2.0);
+            assert_eq!(drift.dxdxt, dx.t().dot(&dx).diag());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "differ in shape")]
+    fn inputs_of_different_lengths_are_refused() {
+        let x = Array2::<f64>::zeros((2 * PIECE, 3));
+        Statistics::new(3, true).update(x.view(), x.slice(s![..PIECE, ..]));
+    }
 }
