@@ -5,8 +5,9 @@ mod checks;
 
 use checks::{
     Case, activations_agree, activations_f32, cases, layer_agrees, masks_agree, panels_agree, run,
-    scores_agree, statistics_agree,
+    scores_agree, small_sums_are_kept, statistics_agree, statistics_are_accurate,
 };
+use duogpt::cuda::statistics::Inputs;
 use duogpt::cuda::{Cuda, Gpu};
 use duogpt::reference::{PruneConfig, Replay};
 use half::{bf16, f16};
@@ -43,6 +44,10 @@ fn main() {
         trial("mask", |cuda| masks_agree(&cuda.device, &SIZES[..12])),
         trial("panel", |cuda| panels_agree(&cuda.device, &SIZES[..10])),
         trial("statistics", |cuda| statistics_agree(&cuda.device, &SIZES[..12])),
+        trial("statistics_of_random_numbers", |cuda| {
+            statistics_are_accurate(&cuda.device, &[(1, 33), (100, 129), (2048, 300), (20000, 1000)])
+        }),
+        trial("small_sums_are_kept", |cuda| small_sums_are_kept(&cuda.device)),
         trial("whole_layers", |cuda| cases().iter().try_for_each(|case| layer_agrees(cuda, case))),
         trial("a_wide_layer", |cuda| layer_agrees(cuda, &wide())),
         trial("the_same_bits_again", the_same_bits_again),
@@ -51,7 +56,7 @@ fn main() {
 }
 
 fn wide() -> Case {
-    Case { n: 512, k: 2048, config: PruneConfig::default(), drift: true, dead: &[7] }
+    Case { n: 512, k: 2048, config: PruneConfig::default(), drift: true, dead: &[7], inputs: Inputs::Bf16 }
 }
 
 fn the_same_bits_again(cuda: &Cuda<Gpu>) -> Result<(), String> {

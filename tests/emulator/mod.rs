@@ -80,6 +80,15 @@ impl Emulator {
         Emulator { edits: vec![(file, from.into(), to.into())], ..Self::new(seed) }
     }
 
+    /// The same device with another place changed too.
+    ///
+    /// # Panics
+    /// As [`with_fault`](Self::with_fault).
+    pub fn and_fault(mut self, file: &'static str, from: &str, to: &str) -> Self {
+        self.edits.extend(Self::with_fault(0, file, from, to).edits);
+        self
+    }
+
     /// Another device with the same faults.
     pub fn like(other: &Emulator) -> Self {
         Emulator { edits: other.edits.clone(), ..Self::new(other.seed.load(Ordering::Relaxed)) }
@@ -404,6 +413,7 @@ fn build(name: &str, text: &str, directory: &Path) -> Result<(), DeviceError> {
         if output.status.success() { Ok(()) } else { Err(failed(log)) }
     };
     run(&WATCHED, &["-c", "-o", "kernel.o", "kernel.cpp"])?;
-    run(&["-O2"], &["-c", "-o", "runtime.o", "runtime.cpp"])?;
+    // Hardened headers take a jump between fibers for an error.
+    run(&["-O2", "-U_FORTIFY_SOURCE"], &["-c", "-o", "runtime.o", "runtime.cpp"])?;
     run(&["-shared", "-Wl,-Bsymbolic"], &["-o", "kernel.so", "kernel.o", "runtime.o"])
 }
