@@ -13,6 +13,7 @@
 //! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint; optimality gaps; activation thresholds |
 //! | [`evaluate`] | perplexity, zero-shot accuracy, and which of several methods is better |
 //! | [`verify`] | golden files of the original code, and measures of error |
+//! | [`spmspv`] | y = W (x * mask) from compressed weights, fast, on a CPU |
 //! | [`tensors`] | safetensors files |
 //! | [`linalg`] | the dense operations, over BLAS and LAPACK |
 //! | [`cli`] | the `duogpt` command |
@@ -57,5 +58,6 @@ pub mod files;
 pub mod linalg;
 pub mod llama;
 pub mod reference;
+pub mod spmspv;
 pub mod tensors;
 pub mod verify;

@@ -2,6 +2,10 @@
 
 mod checks;
 mod emulator;
+#[path = "emulator/checks.rs"]
+mod emulator_checks;
+#[path = "emulator/faults.rs"]
+mod faults;
 
 use checks::*;
 use duogpt::backend::Backend;

@@ -2,11 +2,11 @@
 
 use duogpt::cuda::Cuda;
 
-use super::Emulator;
 use crate::checks::{
     activations_f32, cases, layer_agrees, masks_agree, panels_agree, scores_agree, small_sums_are_kept,
     statistics_agree, statistics_are_accurate,
 };
+use crate::emulator::Emulator;
 
 /// A check of the kernels, at a few sizes that have tails.
 fn check(name: &str, device: Emulator) -> Result<(), String> {
