@@ -1,13 +1,15 @@
 //! Statistics of the calibration data on the device; see [`reference::statistics`](crate::reference::statistics).
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use half::{bf16, f16};
-use ndarray::{ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, s};
 
 use super::blas::{Rows, gemm};
 use super::device::{Argument, Buffer, Device, DeviceError, Launch, Plain};
 use super::{STATISTICS, THREADS, launch, number};
+use crate::reference;
 
 /// Which version of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +106,6 @@ impl Inputs {
         }
     }
 
-    /// The suffix of the kernels.
     fn suffix(self) -> &'static str {
         match self {
             Inputs::Bf16 => "bf16",
@@ -127,6 +128,32 @@ impl Inputs {
             Inputs::Bf16 | Inputs::F16 => 32,
             Inputs::F32 => 16,
         }
+    }
+}
+
+/// A type of inputs.
+pub trait Entry: Plain {
+    /// What they are.
+    const INPUTS: Inputs;
+    /// The nearest number of this type.
+    fn nearest(x: f32) -> Self;
+}
+impl Entry for bf16 {
+    const INPUTS: Inputs = Inputs::Bf16;
+    fn nearest(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+}
+impl Entry for f16 {
+    const INPUTS: Inputs = Inputs::F16;
+    fn nearest(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+}
+impl Entry for f32 {
+    const INPUTS: Inputs = Inputs::F32;
+    fn nearest(x: f32) -> Self {
+        x
     }
 }
 
@@ -196,14 +223,53 @@ impl<D: Device> Statistics<D> {
                     None => Inputs::of(&[sparse]),
                 };
                 match inputs {
-                    Inputs::Bf16 => self.take(device, inputs, dense, sparse, bf16::from_f32)?,
-                    Inputs::F16 => self.take(device, inputs, dense, sparse, f16::from_f32)?,
-                    Inputs::F32 => self.take(device, inputs, dense, sparse, |x| x)?,
+                    Inputs::Bf16 => self.upload_and_append::<bf16>(device, dense, sparse)?,
+                    Inputs::F16 => self.upload_and_append::<f16>(device, dense, sparse)?,
+                    Inputs::F32 => self.upload_and_append::<f32>(device, dense, sparse)?,
                 }
             }
         }
         self.sequences += 1;
         Ok(())
+    }
+
+    /// Takes one sequence in that lies on the device. An f16 sequence whose differences overflow gives statistics that are
+    /// not finite, which [`prepare`](super::factor::prepare) refuses.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    ///
+    /// # Panics
+    /// When the inputs differ in size or are no rows of k.
+    pub fn update_on_device<T: Entry>(
+        &mut self,
+        device: &D,
+        dense: &Buffer<T, D>,
+        sparse: &Buffer<T, D>,
+    ) -> Result<(), DeviceError> {
+        self.append(device, Some(dense), sparse)?;
+        self.sequences += 1;
+        Ok(())
+    }
+
+    /// The same means on the host.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn to_host(&self, device: &D) -> Result<reference::Statistics<f32>, DeviceError> {
+        let k = self.k;
+        let square = |buffer: Buffer<f32, D>| {
+            let values = buffer.to_host(device)?;
+            Ok(Array2::from_shape_vec((k, k), values).expect("k x k"))
+        };
+        let hessian = square(self.hessian(device)?)?;
+        let drift = match self.drift(device)? {
+            Some(Drift { dxxt, dxdxt }) => {
+                Some(reference::Drift { dxxt: square(dxxt)?, dxdxt: dxdxt.to_host(device)?.into() })
+            }
+            None => None,
+        };
+        Ok(reference::Statistics { sequences: self.sequences, hessian, drift })
     }
 
     /// H (k x k), the mean over the sequences.
@@ -226,7 +292,11 @@ impl<D: Device> Statistics<D> {
         Ok(Some(Drift { dxxt: mean(dxxt)?, dxdxt: mean(dxdxt)? }))
     }
 
-    fn flush(&self, device: &D) -> Result<(), DeviceError> {
+    /// Multiplies what waits.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn flush(&self, device: &D) -> Result<(), DeviceError> {
         self.pending.as_ref().map_or(Ok(()), |pending| self.multiply(device, pending))
     }
 
@@ -259,84 +329,99 @@ impl<D: Device> Statistics<D> {
         Ok(())
     }
 
-    /// Version 2: splits a sequence into pieces, and multiplies whenever there is no room for more.
-    fn take<T: Plain>(
+    /// Version 2, a part of the sequence at a time.
+    fn upload_and_append<T: Entry>(
         &mut self,
         device: &D,
-        inputs: Inputs,
         dense: ArrayView2<f32>,
         sparse: ArrayView2<f32>,
-        narrow: fn(f32) -> T,
     ) -> Result<(), DeviceError> {
+        for first in (0..sparse.nrows()).step_by(self.capacity) {
+            let run = s![first..(first + self.capacity).min(sparse.nrows()), ..];
+            let dense = match &self.drift {
+                Some(_) => Some(upload(device, dense.slice(run), T::nearest)?),
+                None => None,
+            };
+            let sparse = upload(device, sparse.slice(run), T::nearest)?;
+            self.append(device, dense.as_ref(), &sparse)?;
+        }
+        Ok(())
+    }
+
+    /// Splits tokens into pieces, and multiplies whenever there is no room for more.
+    fn append<T: Entry>(
+        &mut self,
+        device: &D,
+        dense: Option<&Buffer<T, D>>,
+        sparse: &Buffer<T, D>,
+    ) -> Result<(), DeviceError> {
+        let dense = dense.filter(|_| self.drift.is_some());
+        let tokens = sparse.len() / self.k.max(1);
+        let sizes = (sparse.len(), dense.map_or(sparse.len(), Buffer::len));
+        assert_eq!(sizes, (tokens * self.k, tokens * self.k), "inputs of another shape");
         let pending = match self.pending.take() {
-            Some(pending) if pending.inputs == inputs => pending,
+            Some(pending) if pending.inputs == T::INPUTS => pending,
             others => {
                 if let Some(others) = others {
                     self.multiply(device, &others)?;
                 }
                 let pieces = |count| Buffer::new(device, count * self.capacity * self.stride());
-                let (x, dx) = inputs.pieces();
+                let (x, dx) = T::INPUTS.pieces();
                 let dx = if self.drift.is_some() { dx } else { 0 };
-                Pending { inputs, tokens: Cell::new(0), x: pieces(x)?, dx: pieces(dx)? }
+                Pending { inputs: T::INPUTS, tokens: Cell::new(0), x: pieces(x)?, dx: pieces(dx)? }
             }
         };
-        let mut rest = (dense, sparse);
-        while rest.1.nrows() > 0 {
-            let tokens = rest.1.nrows().min(self.capacity - pending.tokens.get());
-            let (dense, later_dense) = rest.0.split_at(Axis(0), tokens);
-            let (sparse, later_sparse) = rest.1.split_at(Axis(0), tokens);
-            self.split(device, &pending, dense, sparse, narrow)?;
+        let mut first = 0;
+        while first < tokens {
+            let end = tokens.min(first + self.capacity - pending.tokens.get());
+            self.split(device, &pending, dense, sparse, first..end)?;
             if pending.tokens.get() == self.capacity {
                 self.multiply(device, &pending)?;
             }
-            rest = (later_dense, later_sparse);
+            first = end;
         }
         self.pending = Some(pending);
         Ok(())
     }
 
-    /// Appends the pieces of some tokens, and adds their dX to diag(dX dX^T).
-    fn split<T: Plain>(
+    /// Appends the pieces of some tokens of the inputs, and adds their dX to diag(dX dX^T).
+    fn split<T: Entry>(
         &self,
         device: &D,
         pending: &Pending<D>,
-        dense: ArrayView2<f32>,
-        sparse: ArrayView2<f32>,
-        narrow: fn(f32) -> T,
+        dense: Option<&Buffer<T, D>>,
+        sparse: &Buffer<T, D>,
+        tokens: Range<usize>,
     ) -> Result<(), DeviceError> {
-        let (tokens, first, k) = (sparse.nrows(), pending.tokens.get(), self.k);
-        let chunks = ((first + tokens).next_multiple_of(CHUNK) - first).div_ceil(CHUNK);
-        let sparse = upload(device, sparse, narrow)?;
-        // Without drift the kernel is told so by a null pointer.
-        let dense = match &self.drift {
-            Some(_) => Some((upload(device, dense, narrow)?, Buffer::<f32, D>::new(device, chunks * k)?)),
-            None => None,
-        };
-        let null = Argument::Address(0);
+        let (k, first) = (self.k, pending.tokens.get());
+        let after = first + tokens.len();
+        let chunks = (after.next_multiple_of(CHUNK) - first).div_ceil(CHUNK);
+        let squares = Buffer::<f32, D>::new(device, if dense.is_some() { chunks * k } else { 0 })?;
+        let at = |x: &Buffer<T, D>| Argument::Address(x.address(device, tokens.start * k));
         let arguments = vec![
-            dense.as_ref().map_or(null, |(dense, _)| dense.argument(device)),
-            sparse.argument(device),
+            dense.map_or(Argument::Address(0), at), // no dX
+            at(sparse),
             pending.x.argument(device),
             pending.dx.argument(device),
-            dense.as_ref().map_or(null, |(_, squares)| squares.argument(device)),
-            number(tokens).into(),
+            squares.argument(device),
+            number(tokens.len()).into(),
             number(k).into(),
             number(self.stride()).into(),
             number(self.capacity).into(),
             number(first).into(),
         ];
         if k > 0 {
-            let kernel = format!("split_{}", pending.inputs.suffix());
+            let kernel = format!("split_{}", T::INPUTS.suffix());
             let grid = (number(self.stride() / 32), number(chunks));
             device.launch(&Launch { file: &STATISTICS, kernel: &kernel, grid, block: THREADS, arguments })?;
         }
-        if let (Some((_, squares)), Some((_, dxdxt))) = (&dense, &self.drift) {
+        if let (Some(_), Some((_, dxdxt))) = (dense, &self.drift) {
             let mut arguments =
                 vec![squares.argument(device), dxdxt.high.argument(device), dxdxt.low.argument(device)];
             arguments.extend([number(chunks), number(k)].map(Argument::from));
             launch(device, &STATISTICS, "add_squares", k, 1, arguments)?;
         }
-        pending.tokens.set(first + tokens);
+        pending.tokens.set(after);
         Ok(())
     }
 

@@ -14,7 +14,6 @@ use duogpt::cuda::statistics::{Inputs, Statistics as DeviceStatistics, Version a
 use duogpt::linalg::Scalar;
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::score::{Coefficients, Correction};
-use duogpt::reference::statistics::Drift;
 use duogpt::reference::{
     Alpha, ColumnOrder, LazyUpdate, Prepared, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics,
     Threshold,
@@ -331,7 +330,7 @@ pub fn statistics_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
                 found.update(device, dense.view(), sparse.view()).map_err(failed)?;
             }
             let what = |what| format!("{what}, {inputs:?}, {version:?}, k = {k}, {tokens} tokens");
-            let (found, expected) = (to_host(device, &found)?, expected);
+            let found = found.to_host(device).map_err(failed)?;
             same(&what("H"), &flat(&found.hessian), &flat(&expected.hessian))?;
             let (found, expected) = (found.drift.unwrap(), expected.drift.unwrap());
             same(&what("dX X^T"), &flat(&found.dxxt), &flat(&expected.dxxt))?;
@@ -339,19 +338,6 @@ pub fn statistics_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
         }
     }
     Ok(())
-}
-
-/// The means, as the reference holds them.
-fn to_host<D: Device>(device: &D, found: &DeviceStatistics<D>) -> Result<Statistics<f32>, String> {
-    let k = found.k;
-    let host = |buffer: Buffer<f32, D>| buffer.to_host(device).map_err(failed);
-    let square = |buffer| host(buffer).map(|values| Array2::from_shape_vec((k, k), values).unwrap());
-    let drift = match found.drift(device).map_err(failed)? {
-        Some(drift) => Some(Drift { dxxt: square(drift.dxxt)?, dxdxt: host(drift.dxdxt)?.into() }),
-        None => None,
-    };
-    let hessian = square(found.hessian(device).map_err(failed)?)?;
-    Ok(Statistics { sequences: found.sequences, hessian, drift })
 }
 
 /// Statistics of three sequences of random numbers, of which half are pruned.
@@ -373,7 +359,7 @@ pub fn some_statistics<D: Device>(
         single.update(dense.view(), sparse.view());
         found.update(device, dense.view(), sparse.view()).map_err(failed)?;
     }
-    Ok((to_host(device, &found)?, single, exact))
+    Ok((found.to_host(device).map_err(failed)?, single, exact))
 }
 
 /// Errors of H, dX X^T and diag(dX dX^T).
@@ -421,7 +407,7 @@ pub fn small_sums_are_kept<D: Device>(device: &D) -> Outcome {
         found.update(device, Array2::zeros((32, 2)).view(), sparse.view()).map_err(failed)?;
     }
     let mean = (exact / 64.0) as f32;
-    let found = to_host(device, &found)?;
+    let found = found.to_host(device).map_err(failed)?;
     same("H", &flat(&found.hessian), &[mean; 4])?;
     let drift = found.drift.unwrap();
     same("dX X^T", &flat(&drift.dxxt), &[-mean; 4])?;

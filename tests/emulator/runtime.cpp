@@ -697,6 +697,13 @@ WATCH(2)
 WATCH(4)
 WATCH(8)
 WATCH(16)
+// Of whole structures and arrays.
+#define WATCH_RANGE(name, kind)                                                                                      \
+    void __tsan_##name##_range(void *at, unsigned long bytes) {                                                      \
+        for (unsigned long i = 0; i < bytes; i++) access((uintptr_t)at + i, 1, kind, CALLED_FROM, nullptr);          \
+    }
+WATCH_RANGE(read, Kind::read)
+WATCH_RANGE(write, Kind::write)
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
