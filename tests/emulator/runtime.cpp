@@ -325,12 +325,6 @@ void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter
     uint32_t self = identity();
     for (size_t at = address - memory->begin; at < address - memory->begin + size; at += memory->granule) {
         Cell &cell = memory->cells[at / memory->granule];
-        if (memory->name && kind == Kind::read && !cell.writer) {
-            say_who();
-            say("uninitialised: reads ");
-            say_place(*memory, address, size);
-            refuse();
-        }
         auto race = [&](const char *verb, uint32_t other) {
             say_who();
             say("race: %s ", VERBS[(int)kind]);
@@ -346,6 +340,12 @@ void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter
                 for (const Copy &copy : threads[t].copies)
                     if (address < copy.to + 16 && copy.to < address + size)
                         say(", into which thread %u copies without having waited", t);
+            refuse();
+        }
+        if (memory->name && kind == Kind::read && !cell.writer) {
+            say_who();
+            say("uninitialised: reads ");
+            say_place(*memory, address, size);
             refuse();
         }
         bool both_atomic = kind == Kind::atomic && cell.atomic;
