@@ -300,7 +300,7 @@ fn asynchronous_copies_land_at_their_wait() {
 #[test]
 fn matrices_are_loaded_transposed() {
     // Number c of row r is 8 r + c, so pair i of thread t holds 8 t + 2 i and the next.
-    let mut x: Vec<u32> = (0..128).map(|i| 2 * i | (2 * i + 1) << 16).collect();
+    let mut x: Vec<u32> = (0..128).map(|i| (2 * i) | ((2 * i + 1) << 16)).collect();
     x.resize(256, 0);
     let found = run_on(&x, "matrices", 1, 32, None).unwrap();
     for lane in 0..32 {
@@ -316,7 +316,8 @@ fn matrices_are_loaded_transposed() {
 /// A (16 x 16), B (16 x 8) and C (16 x 8) through one step of a tensor core.
 fn product(a: &Array2<f32>, b: &Array2<f32>, c: &Array2<f32>) -> Array2<f32> {
     let half: Vec<u16> = a.iter().chain(b).map(|&x| bf16::from_f32(x).to_bits()).collect();
-    let mut x: Vec<u32> = half.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16).collect();
+    let mut x: Vec<u32> =
+        half.chunks(2).map(|pair| u32::from(pair[0]) | (u32::from(pair[1]) << 16)).collect();
     x.extend(c.iter().map(|x| x.to_bits()));
     let found = run_on(&x, "product", 1, 32, None).unwrap();
     Array2::from_shape_vec((16, 8), found[192..].iter().map(|&x| f32::from_bits(x)).collect()).unwrap()
