@@ -21,6 +21,35 @@ struct F16 {
     u16 bits;
 };
 
+// The hardware's conversions of f16; the emulator has its own.
+#ifndef EMULATED
+__device__ __forceinline__ float f16_to_float(u16 bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+__device__ __forceinline__ u16 float_to_f16(float x) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+#endif
+
+// The same number as a float.
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(Bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+__device__ __forceinline__ float widen(F16 x) { return f16_to_float(x.bits); }
+
+// The nearest number of type T, of two equally near ones the even.
+template <class T> __device__ __forceinline__ T nearest(float x);
+template <> __device__ __forceinline__ float nearest<float>(float x) { return x; }
+template <> __device__ __forceinline__ F16 nearest<F16>(float x) { return F16{float_to_f16(x)}; }
+template <> __device__ __forceinline__ Bf16 nearest<Bf16>(float x) {
+    u32 bits = __float_as_uint(x);
+    if (x != x) return Bf16{(u16)(bits >> 16 | 0x40)}; // stays a NaN
+    return Bf16{(u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
 // Keys whose order as integers is the order of |x|, NaN last; and the key of infinity.
 template <class T> struct Magnitude;
 template <> struct Magnitude<float> {
@@ -63,6 +92,39 @@ __device__ __forceinline__ float warp_sum(float value) {
     for (u32 with = WARP / 2; with > 0; with /= 2) value += __shfl_xor_sync(ALL_LANES, value, with);
     return value;
 }
+
+// Eight half-width numbers: what one asynchronous copy moves, and one row of a matrix that `load_matrices` takes.
+struct alignas(16) Eight {
+    u32 pairs[4];
+};
+
+// What only the hardware does; the emulator has its own. Copies to shared memory land when the thread waits for their group:
+// copy_wait<LEFT> leaves the last LEFT groups under way.
+#ifndef EMULATED
+__device__ __forceinline__ u32 shared_address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
+__device__ __forceinline__ void copy_async(Eight *to, const Eight *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <u32 LEFT> __device__ __forceinline__ void copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+// Four 8 x 8 matrices, transposed: lane l points to row l % 8 of matrix l / 8, and gets the numbers in rows 2 (l % 4) and
+// 2 (l % 4) + 1 of column l / 4 of each.
+__device__ __forceinline__ void load_matrices(u32 (&out)[4], const Eight *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+// C (16 x 8) += A (16 x 16) B (16 x 8) on tensor cores, by a warp; fragments as PTX lays them out for mma.m16n8k16. Lane l
+// holds, with g = l / 4 and t = 2 (l % 4): A at rows g and g + 8, columns t, t + 1, then t + 8, t + 9; B at those rows of
+// column g; C at rows g and g + 8, columns t, t + 1.
+#define MULTIPLY(name, type)                                                                                               __device__ __forceinline__ void name(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                                   asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "         \
+            "{%8, %9}, {%0, %1, %2, %3};"                                                                                          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                                       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                               }
+MULTIPLY(multiply_bf16, "bf16")
+MULTIPLY(multiply_f16, "f16")
+#endif
 
 // One digit of a radix selection.
 struct Digit {

@@ -72,10 +72,21 @@ impl Emulator {
     /// # Panics
     /// When the text is not there exactly once.
     pub fn with_fault(seed: u64, file: &'static str, from: &str, to: &str) -> Self {
-        let source =
-            duogpt::cuda::KERNEL_FILES.iter().find(|f| f.name == file).expect("a kernel file").source;
-        assert_eq!(source.matches(from).count(), 1, "`{from}` is not in {file} exactly once");
-        Emulator { edits: vec![(file, from.into(), to.into())], ..Self::new(seed) }
+        Self::with_faults(seed, &[(file, from, to)])
+    }
+
+    /// The same with several places changed.
+    ///
+    /// # Panics
+    /// As [`with_fault`](Self::with_fault).
+    pub fn with_faults(seed: u64, faults: &[(&'static str, &str, &str)]) -> Self {
+        let edit = |&(file, from, to): &(&'static str, &str, &str)| {
+            let source =
+                duogpt::cuda::KERNEL_FILES.iter().find(|f| f.name == file).expect("a kernel file").source;
+            assert_eq!(source.matches(from).count(), 1, "`{from}` is not in {file} exactly once");
+            (file, from.into(), to.into())
+        };
+        Emulator { edits: faults.iter().map(edit).collect(), ..Self::new(seed) }
     }
 
     /// Another device with the same faults.
@@ -403,6 +414,7 @@ fn build(name: &str, text: &str, directory: &Path) -> Result<(), DeviceError> {
         if output.status.success() { Ok(()) } else { Err(failed(log)) }
     };
     run(&WATCHED, &["-c", "-o", "kernel.o", "kernel.cpp"])?;
-    run(&["-O2"], &["-c", "-o", "runtime.o", "runtime.cpp"])?;
+    // Hardened headers take a jump between fibers for an error.
+    run(&["-O2", "-U_FORTIFY_SOURCE"], &["-c", "-o", "runtime.o", "runtime.cpp"])?;
     run(&["-shared", "-Wl,-Bsymbolic"], &["-o", "kernel.so", "kernel.o", "runtime.o"])
 }
