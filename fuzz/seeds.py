@@ -92,6 +92,23 @@ def tokenizer():
                                                  normalizer=normal)).encode())
 
 
+def compressed(tensors):
+    """The linears of F16 tensors in the sparse-bitmask layout, each without every second column."""
+    stored = {}
+    for name, (dtype, shape, data) in tensors.items():
+        module, is_linear = name.removesuffix(".weight"), "_proj" in name
+        if not is_linear:
+            stored[name] = (dtype, shape, data)
+            continue
+        n, k = shape
+        values = b"".join(data[2 * at:2 * at + 2] for at in range(0, n * k, 2))
+        mask = bytes([0b01010101] * (k // 8) + [0b0101] * (k % 8 != 0)) * n
+        offsets = struct.pack(f"<{n}q", *range(0, n * k // 2, k // 2))
+        stored |= {f"{module}.shape": ("I64", [2], struct.pack("<2q", n, k)), f"{module}.row_offsets": ("I64", [n], offsets),
+                   f"{module}.compressed": (dtype, [n * k // 2], values), f"{module}.bitmask": ("U8", [n, -(-k // 8)], mask)}
+    return stored
+
+
 def checkpoint():
     random.seed(0)
     hidden, intermediate, vocabulary = 8, 12, 6
@@ -124,6 +141,10 @@ def checkpoint():
     untied = json.dumps(dict(config, tie_word_embeddings=False)).encode()
     tensors["lm_head.weight"] = tensor([vocabulary, hidden], "F16")
     write("checkpoint", "lm_head", untied, b"", safetensors(tensors))
+
+    entry = {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-bitmask"}}
+    stored = json.dumps(dict(config, quantization_config=entry)).encode()
+    write("checkpoint", "sparse_bitmask", stored, b"", safetensors(compressed(tensors)))
 
     windowed = dict(config, architectures=["MistralForCausalLM"], sliding_window=2)
     write("checkpoint", "mistral", json.dumps(windowed).encode(), b"", safetensors(tensors))

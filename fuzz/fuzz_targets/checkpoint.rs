@@ -1,12 +1,13 @@
-//! A model directory: refused with a message, or one that can be read whole and pruned.
+//! A model directory, its weights dense or without their zeros: refused with a message, or one that can be read whole and
+//! pruned.
 
 #![no_main]
 
 use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{PruneJob, Silent};
-use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::llama::Checkpoint;
+use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, PruneConfig, Sparsity};
 use duogpt_fuzz::Directory;
 use libfuzzer_sys::fuzz_target;
@@ -45,7 +46,8 @@ fuzz_target!(|data: &[u8]| {
         grids: None,
         report_gap: None,
         dtype: None,
-        format: StorageFormat::Dense,        output: &directory.file("pruned"),
+        format: StorageFormat::Dense,
+        output: &directory.file("pruned"),
         damping_retry: true,
         resume: false,
     };

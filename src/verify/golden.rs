@@ -1059,4 +1059,21 @@ mod tests {
         assert!(!stage::<f64>(1.751, 4).passed);
         assert!(stage::<f64>(2.0, 5).passed && stage::<f64>(2.0, 5).differing() == 0);
     }
+
+    #[test]
+    fn another_backend_may_err_twice_as_much_as_the_reference() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let file = TensorFile::open(&root.join("fixtures/golden/basic.safetensors")).unwrap();
+        let stage = |name: &str, found: f64| {
+            values_stage(name, array![[found]].view(), array![[4.0]].view(), 1.0, Processing::Rows)
+        };
+        let single = vec![stage("Q", 5.0), stage("score", 6.0)]; // errors of 1/4 and 1/2
+        let golden = Golden { file: &file, backend: &Cpu, single };
+        assert_eq!(golden.allowed::<f32>("Q", 1e-9), 0.5 + 4.0 * f64::from(f32::EPSILON));
+        assert_eq!(golden.allowed::<f32>("not measured", 1e-9), 1e-9);
+        assert_eq!(golden.margin(1e-9, &golden.single), 1.5);
+        let reference = Golden { file: &file, backend: &Cpu, single: Vec::new() };
+        assert_eq!(reference.allowed::<f32>("Q", 1e-9), 1e-9);
+        assert_eq!(reference.margin(1e-9, &golden.single), 1e-9);
+    }
 }

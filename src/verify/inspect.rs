@@ -145,3 +145,20 @@ impl<D: Device> Inspect<f32> for Cuda<D> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::Gpu;
+
+    #[test]
+    fn what_cuda_leaves_to_the_cpu_is_said_with_the_reason() {
+        let reason = |kind| <Cuda<Gpu> as Inspect<f32>>::unsupported(kind);
+        assert!(reason(Kind::Wanda).is_some_and(|reason| reason.starts_with("Wanda")));
+        assert!(reason(Kind::Gptaq).is_some_and(|reason| reason.contains("grids")));
+        for kind in [Kind::DuoGpt, Kind::SparseGpt, Kind::ActivationPruning] {
+            assert_eq!(reason(kind), None);
+        }
+        assert_eq!(<Cpu as Inspect<f32>>::unsupported(Kind::Wanda), None);
+    }
+}
