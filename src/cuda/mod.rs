@@ -49,6 +49,8 @@ kernel_files! {
     SCORE = "score.cu",
     MASK = "mask.cu",
     PANEL = "panel.cu",
+    SELECT = "select.cu",
+    SPMSPV = "spmspv.cu",
 }
 
 impl KernelFile {

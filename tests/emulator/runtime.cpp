@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <vector>
@@ -45,7 +46,13 @@ constexpr uint64_t MOST_ACCESSES = 4'000'000'000; // a kernel that does more is 
 
 // When and by whom a piece of memory was last written and read. Threads are numbered from 1 across blocks.
 struct Moment {
-    uint32_t barriers = 0, warp_barriers = 0;
+    uint32_t barriers = 0, warp_barriers = 0, fences = 0;
+};
+// What thread `by` had done, or had seen done behind a barrier of its block, before a __threadfence: another block that meets
+// it through an atomic on one word, and then has a __threadfence itself, sees it.
+struct Release {
+    uint32_t by;
+    Moment fence;
 };
 struct Cell {
     uint32_t writer = 0;
@@ -98,6 +105,9 @@ struct Thread {
     unsigned mask;
     uint64_t value;
     int source;
+    bool fenced;
+    Moment fence;                    // the last one
+    std::vector<Release> met, seen; // by atomics; and after a fence
 };
 
 Launch *launch;
@@ -107,6 +117,8 @@ std::vector<Thread> threads;
 std::vector<unsigned> runnable;
 unsigned exited, at_barrier;
 std::vector<Memory> global, shared;
+std::map<uintptr_t, std::vector<Release>> released; // by the word of the atomics
+std::vector<Release> seen_by_block;                 // by all its threads: there was a barrier since
 struct Declared {
     const void *declaration;
     std::vector<uint8_t> bytes;
@@ -175,11 +187,17 @@ void wake(unsigned thread) {
     runnable.push_back(thread);
 }
 
+void append(std::vector<Release> &to, const std::vector<Release> &from) {
+    to.insert(to.end(), from.begin(), from.end());
+}
+
 void release_barrier() {
     if (at_barrier == 0 || at_barrier + exited < thread_count) return;
     for (unsigned t = 0; t < thread_count; t++)
         if (threads[t].state == State::barrier) {
             threads[t].now.barriers++;
+            append(seen_by_block, threads[t].seen);
+            threads[t].seen.clear();
             wake(t);
         }
     at_barrier = 0;
@@ -201,12 +219,16 @@ void prepare_thread(unsigned number) {
     thread.context.uc_link = nullptr;
     makecontext(&thread.context, run_thread, 0);
     thread.now = Moment();
+    thread.fenced = false;
+    thread.met.clear();
+    thread.seen.clear();
     wake(number);
 }
 
 void run_block() {
     exited = at_barrier = 0;
     runnable.clear();
+    seen_by_block.clear();
     for (unsigned t = 0; t < thread_count; t++) prepare_thread(t);
     size_t pick_first = draw() % runnable.size();
     current = runnable[pick_first];
@@ -222,7 +244,18 @@ void run_block() {
 // Whether what happened at `then` by thread `id` surely comes before what the current thread does now.
 bool before(uint32_t id, uint8_t more, Moment then) {
     if (id == identity() && more == 0) return true;
-    if (more == 3 || block_of(id) != block_number) return false;
+    if (more == 3) return false;
+    if (block_of(id) != block_number) {
+        auto covers = [&](const Release &release) {
+            if (block_of(release.by) != block_of(id)) return false;
+            bool own = more == 0 && release.by == id && then.fences < release.fence.fences;
+            return own || then.barriers < release.fence.barriers;
+        };
+        for (auto *seen : {&seen_by_block, &threads[current].seen})
+            for (const Release &release : *seen)
+                if (covers(release)) return true;
+        return false;
+    }
     Moment now = threads[current].now;
     if (then.barriers < now.barriers) return true;
     return more < 2 && warp_of(id) == warp_of(identity()) && then.warp_barriers < now.warp_barriers;
@@ -451,6 +484,24 @@ void *emulator_shared(const void *declaration, unsigned long bytes, const char *
 
 void emulator_atomic(void *address, unsigned long bytes, Site site) {
     access((uintptr_t)address, bytes, Kind::atomic, 0, &site);
+    Thread &self = threads[current];
+    auto &here = released[(uintptr_t)address];
+    std::vector<Release> earlier = here;
+    if (self.fenced) {
+        here.push_back({identity(), self.fence});
+        append(here, self.seen);
+        append(here, seen_by_block);
+    }
+    append(self.met, earlier);
+}
+
+void emulator_fence() {
+    Thread &self = threads[current];
+    self.now.fences++;
+    self.fenced = true;
+    self.fence = self.now;
+    append(self.seen, self.met);
+    self.met.clear();
 }
 
 // Runs a kernel. 0: done; 1: a check failed, and the report says which.
@@ -461,6 +512,7 @@ int emulator_launch(Launch *todo) {
     random_state = launch->seed;
     accesses = 0;
     failed = false;
+    released.clear();
     thread_count = launch->block.x * launch->block.y * launch->block.z;
     unsigned block_count = launch->grid.x * launch->grid.y * launch->grid.z;
     if (stack_count < thread_count) {
