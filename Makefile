@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a user needs; each installs a missing system package with apt when it may.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-export RUSTDOCFLAGS ?= -D warnings --html-in-header docs/katex-header.html
+export RUSTDOCFLAGS ?= -D warnings
 
 .PHONY: demo test check doc bench gpu install-system-packages
 .DEFAULT_GOAL := demo
@@ -24,7 +24,7 @@ check: install-system-packages ## formatting, lints, documentation
 	cargo clippy --release --all-targets -- -D warnings
 	cargo doc --release --no-deps
 
-doc: ## the documentation, with formulas
+doc: ## the documentation of the code
 	cargo doc --no-deps --open
 
 bench: install-system-packages ## criterion benches; figures in benches/README.md

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{content, duogpt, fixture, read_json};
@@ -64,23 +64,29 @@ fn killed_at_random_moments_and_resumed() {
     assert!(interrupted > 0, "no run was interrupted");
 }
 
-/// A copy of the partial directory that a run of three layers has after its first.
+/// Starts a run of three layers and waits until its first is finished.
+fn started(output: &Path) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_duogpt"))
+        .args(arguments(output, &["--precision", "f64"]))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let journal = output.with_extension("partial").join("resume.json");
+    while !journal.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child
+}
+
 #[test]
 fn an_interrupted_run_is_not_overwritten_and_not_continued_by_another() {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("pruned");
-    let partial = directory.path().join("pruned.partial");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_duogpt"))
-        .args(arguments(&output, &["--precision", "f64"]))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let journal = partial.join("resume.json");
-    while !journal.exists() && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let mut child = started(&output);
     child.kill().unwrap();
     child.wait().unwrap();
+    let journal = directory.path().join("pruned.partial/resume.json");
     assert!(journal.exists(), "the run ended before it could be interrupted");
 
     let refused = |flags: &[&str], expected: &str| {
@@ -96,6 +102,21 @@ fn an_interrupted_run_is_not_overwritten_and_not_continued_by_another() {
     refused(&["--precision", "f64", "--resume", "--report-gap"], "other settings");
     refused(&["--resume"], "other settings");
     assert!(run(&output, &["--resume", "--precision", "f64"]).status.success());
+}
+
+#[test]
+fn a_run_whose_name_is_taken_meanwhile_keeps_its_layers() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("pruned");
+    let child = started(&output);
+    fs::create_dir(&output).expect("the run ended before its name could be taken");
+    let outcome = child.wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&outcome.stderr);
+    assert_eq!(outcome.status.code(), Some(2), "{message}");
+    assert!(message.contains("pruned.partial") && message.contains("--resume"), "{message}");
+    fs::remove_dir(&output).expect("nothing was put into it");
+    assert!(run(&output, &["--resume", "--precision", "f64"]).status.success());
+    assert!(!output.join("resume.json").exists() && !directory.path().join("pruned.partial").exists());
 }
 
 #[test]

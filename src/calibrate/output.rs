@@ -294,16 +294,28 @@ impl OutputDirectory {
     /// Makes the directory appear under its name.
     ///
     /// # Errors
-    /// [`CheckpointError`]: the disk refuses, or the name has been taken.
+    /// [`CheckpointError`]: the disk refuses, or the name has been taken; the finished layers are kept.
     pub fn finish(self) -> Result<(), CheckpointError> {
-        self.shards.iter().try_for_each(TensorWriter::sync)?;
-        Self::check(&self.target)?; // it may have appeared meanwhile
+        self.shards.iter().try_for_each(TensorWriter::sync).map_err(|error| self.refused(error))?;
         let journal = self.partial.join(JOURNAL);
+        if self.target.symlink_metadata().is_ok() {
+            self.keep.set(journal.is_file());
+            return Err(CheckpointError::Unusable {
+                path: self.target.clone(),
+                detail: format!(
+                    "appeared during this run, whose layers are kept in {}: move it away, then continue with --resume",
+                    self.partial.display()
+                ),
+            });
+        }
+        fs::rename(&self.partial, &self.target)
+            .map_err(|error| self.refused(TensorError::io(&self.target)(error)))?;
+        self.keep.set(true);
+        // Only now: a run that is killed here has lost nothing.
+        let journal = self.target.join(JOURNAL);
         if journal.is_file() {
             fs::remove_file(&journal).map_err(TensorError::io(&journal))?;
         }
-        fs::rename(&self.partial, &self.target).map_err(TensorError::io(&self.target))?;
-        self.keep.set(true);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! LLaMA: configuration, checkpoint, tokenizer, and the forward pass in four groups per decoder layer.
 
+pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod jitter;

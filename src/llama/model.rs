@@ -10,6 +10,7 @@ use std::ops::Range;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 
 use super::LlamaConfig;
+use super::cache::KeyValues;
 use crate::linalg::{Scalar, gemm, matmul};
 
 /// Linears with one common input, pruned with one set of statistics.
@@ -137,11 +138,25 @@ pub fn apply<T: Scalar>(weights: &[Array2<T>], x: ArrayView2<T>) -> Vec<Array2<T
 /// Which tokens see which: a trunk, then branches that each continue the trunk and do not see each other.
 ///
 /// So sequences with a common beginning share its rows, and what is computed for them. A single sequence is a trunk
-/// without branches.
+/// without branches; of a trunk whose beginning was computed before, and is kept in a [`KeyValues`], only the rest has
+/// rows.
 #[derive(Clone, Debug)]
 pub struct Layout {
+    /// Tokens of the trunk that have no rows.
+    cached: usize,
     trunk: usize,
+    /// Counted as the trunk's tokens are.
     branches: Vec<Range<usize>>,
+}
+
+/// Consecutive rows of one trunk or branch.
+struct Run {
+    /// Tokens of the trunk that a branch sees besides its own.
+    trunk: usize,
+    /// Place of the first token that belongs to the run, with rows or without.
+    start: usize,
+    /// Places of the tokens with rows. Each sees `start` up to itself.
+    tokens: Range<usize>,
 }
 
 impl Layout {
@@ -152,7 +167,12 @@ impl Layout {
             end += length;
             end - length..end
         });
-        Layout { trunk, branches: branches.collect() }
+        Layout { cached: 0, trunk, branches: branches.collect() }
+    }
+
+    /// The next `length` tokens of a sequence of which `cached` were computed before.
+    pub fn after(cached: usize, length: usize) -> Self {
+        Layout { cached, trunk: cached + length, branches: Vec::new() }
     }
 
     /// The row of a branch's token at `position`, counted from the beginning of the trunk.
@@ -160,15 +180,21 @@ impl Layout {
         if position < self.trunk { position } else { self.branches[branch].start + position - self.trunk }
     }
 
-    /// Tokens in all, each counted once.
+    /// Tokens in all, each counted once, without those computed before.
     pub fn rows(&self) -> usize {
-        self.branches.last().map_or(self.trunk, |branch| branch.end)
+        self.branches.last().map_or(self.trunk, |branch| branch.end) - self.cached
     }
 
-    /// Runs of rows, each with the number of trunk rows that it sees besides its own up to each token.
-    fn runs(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let branches = self.branches.iter().map(|branch| (self.trunk, branch.clone()));
-        std::iter::once((0, 0..self.trunk)).chain(branches)
+    fn runs(&self) -> impl Iterator<Item = Run> {
+        let trunk = Run { trunk: 0, start: 0, tokens: self.cached..self.trunk };
+        let branch =
+            |branch: &Range<usize>| Run { trunk: self.trunk, start: branch.start, tokens: branch.clone() };
+        std::iter::once(trunk).chain(self.branches.iter().map(branch))
+    }
+
+    /// The position of each row's token in its sequence.
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        self.runs().flat_map(|run| run.tokens.map(move |token| run.trunk + token - run.start))
     }
 }
 
@@ -181,6 +207,8 @@ pub struct State<T> {
     pub hidden: Array2<T>,
     /// The input of the next group (tokens x channels).
     pub input: Array2<T>,
+    /// Keys and values of the layer at hand, where they are to be kept for tokens to come.
+    pub kept: Option<KeyValues<T>>,
 }
 
 impl<T: Scalar> State<T> {
@@ -199,7 +227,8 @@ impl<T: Scalar> State<T> {
     pub fn embed_branches(embedding: ArrayView2<T>, tokens: ArrayView1<u32>, layout: Layout) -> Self {
         assert_eq!(tokens.len(), layout.rows(), "a token per row");
         let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-        State { layout, hidden: embedding.select(Axis(0), &rows), input: Array2::zeros((0, 0)) }
+        let hidden = embedding.select(Axis(0), &rows);
+        State { layout, hidden, input: Array2::zeros((0, 0)), kept: None }
     }
 }
 
@@ -231,7 +260,13 @@ impl<T: Scalar> Forward<T> {
                 let (mut q, mut k, v) = (next(), next(), next());
                 self.rotary.turn(&mut q, &state.layout);
                 self.rotary.turn(&mut k, &state.layout);
-                state.input = self.attention(&q, &k, &v, &state.layout);
+                state.input = match &mut state.kept {
+                    None => self.attention(q.view(), k.view(), v.view(), &state.layout),
+                    Some(kept) => {
+                        kept.append(k.view(), v.view());
+                        self.attention(q.view(), kept.keys(), kept.values(), &state.layout)
+                    }
+                };
             }
             Group::O => {
                 state.hidden += &next();
@@ -261,8 +296,9 @@ impl<T: Scalar> Forward<T> {
         out
     }
 
-    /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it in its sequence.
-    fn attention(&self, q: &Array2<T>, k: &Array2<T>, v: &Array2<T>, layout: &Layout) -> Array2<T> {
+    /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it in its sequence. `q` has a row per
+    /// row of the layout, `k` and `v` also for the tokens that were computed before.
+    fn attention(&self, q: ArrayView2<T>, k: ArrayView2<T>, v: ArrayView2<T>, layout: &Layout) -> Array2<T> {
         let d = self.config.head_dim;
         let queries_per_kv = self.config.num_attention_heads / self.config.num_key_value_heads;
         let scale = 1.0 / (d as f64).sqrt();
@@ -272,28 +308,29 @@ impl<T: Scalar> Forward<T> {
         for head in 0..self.config.num_attention_heads {
             let kv = head / queries_per_kv;
             let (own, shared) = (head * d..(head + 1) * d, kv * d..(kv + 1) * d);
-            for (trunk, run) in layout.runs() {
-                for start in run.clone().step_by(STRIP) {
-                    let end = (start + STRIP).min(run.end);
-                    let q = q.slice(s![start..end, own.clone()]);
+            for Run { trunk, start: first, tokens } in layout.runs() {
+                for start in tokens.clone().step_by(STRIP) {
+                    let end = (start + STRIP).min(tokens.end);
+                    let rows = start - layout.cached..end - layout.cached;
+                    let q = q.slice(s![rows.clone(), own.clone()]);
                     // The columns of the scores: the trunk, then the run.
-                    let mut scores = Array2::zeros((end - start, trunk + end - run.start));
+                    let mut scores = Array2::zeros((end - start, trunk + end - first));
                     let (mut on_trunk, mut on_run) = scores.view_mut().split_at(Axis(1), trunk);
                     if trunk > 0 {
                         let k = k.slice(s![..trunk, shared.clone()]);
                         gemm(scale, q, k.t(), 0.0, on_trunk.view_mut());
                     }
-                    let k = k.slice(s![run.start..end, shared.clone()]);
+                    let k = k.slice(s![first..end, shared.clone()]);
                     gemm(scale, q, k.t(), 0.0, on_run.view_mut());
                     for (i, mut row) in scores.axis_iter_mut(Axis(0)).enumerate() {
-                        let seen = trunk + start - run.start + i + 1;
+                        let seen = trunk + start - first + i + 1;
                         let (seen, mut unseen) = row.view_mut().split_at(Axis(0), seen);
                         unseen.fill(T::zero());
                         softmax(seen);
                     }
                     let (on_trunk, on_run) = scores.view().split_at(Axis(1), trunk);
-                    let mut context = context.slice_mut(s![start..end, own.clone()]);
-                    let v_run = v.slice(s![run.start..end, shared.clone()]);
+                    let mut context = context.slice_mut(s![rows, own.clone()]);
+                    let v_run = v.slice(s![first..end, shared.clone()]);
                     gemm(1.0, on_run, v_run, 0.0, context.view_mut());
                     if trunk > 0 {
                         let v_trunk = v.slice(s![..trunk, shared.clone()]);
@@ -338,8 +375,7 @@ impl<T: Scalar> Rotary<T> {
     /// Turns every head of `x` (tokens x heads * head_dim): entry i pairs with entry i + head_dim / 2.
     fn turn(&self, x: &mut Array2<T>, layout: &Layout) {
         let half = self.cos.ncols();
-        let positions = layout.runs().flat_map(|(trunk, run)| trunk..trunk + run.len());
-        for (position, mut token) in positions.zip(x.axis_iter_mut(Axis(0))) {
+        for (position, mut token) in layout.positions().zip(x.axis_iter_mut(Axis(0))) {
             let (cos, sin) = (self.cos.row(position), self.sin.row(position));
             for mut head in token.axis_chunks_iter_mut(Axis(0), 2 * half) {
                 let (first, second) = head.view_mut().split_at(Axis(0), half);

@@ -27,6 +27,7 @@ pub fn prune_activations<T: Scalar>(mut x: ArrayViewMut2<T>, sparsity: f64) {
 /// floor(k p_x) of the sorted |x|.
 ///
 /// Without ties exactly k - floor(k p_x) entries stay. Ties at the threshold all stay, so more can.
+// ANCHOR: prune_token
 pub fn prune_token<T: Scalar>(mut token: ArrayViewMut1<T>, sparsity: f64) {
     let k = token.len();
     if k == 0 {
@@ -37,6 +38,7 @@ pub fn prune_token<T: Scalar>(mut token: ArrayViewMut1<T>, sparsity: f64) {
     let (_, &mut threshold, _) = magnitudes.select_nth_unstable_by(index, T::total_order);
     token.mapv_inplace(|x| if x.abs() >= threshold { x } else { T::zero() });
 }
+// ANCHOR_END: prune_token
 
 #[cfg(test)]
 mod tests {

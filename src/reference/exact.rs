@@ -99,19 +99,23 @@ impl<T: Scalar> ExactRow<T> {
     }
 
     /// ||dw X - r||^2 for a change dw (k) of the row.
+    // ANCHOR: loss_of
     pub fn loss_of(&self, dw: ArrayView1<T>) -> T {
         (dw.dot(&self.x) - &self.r).mapv(|e| e * e).sum()
     }
+    // ANCHOR_END: loss_of
 
     /// L_p of Eq. 3: the output error after column p is removed in the best way.
     ///
     /// # Panics
     /// When there is no column p. For a removed column the result is not a number, here and below.
+    // ANCHOR: loss
     pub fn loss(&self, p: usize) -> T {
         let (w, h_pp, xr) = (self.w[p], self.h_inv[(p, p)], self.xr());
         w * w / h_pp + self.r.dot(&self.r) - self.theorem_1(p)
             + T::of(2.0) * (w / h_pp) * xr.dot(&self.h_inv.column(p))
     }
+    // ANCHOR_END: loss
 
     /// The same with the square completed: (w_p + g_p)^2 / \[H^-1\]_pp + r r^T - r X^T H^-1 X r^T.
     ///
@@ -128,19 +132,23 @@ impl<T: Scalar> ExactRow<T> {
     ///
     /// # Panics
     /// When there is no column p.
+    // ANCHOR: sparsegpt_step
     pub fn sparsegpt_step(&self, p: usize) -> Array1<T> {
         let mut dw = &self.h_inv.row(p) * (-self.w[p] / self.h_inv[(p, p)]);
         dw[p] = -self.w[p]; // the constraint, without the rounding of x / y * y
         dw
     }
+    // ANCHOR_END: sparsegpt_step
 
     /// DuoGPT's change of the row that removes column p (Eq. 3).
     ///
     /// # Panics
     /// When there is no column p.
+    // ANCHOR: duogpt_step
     pub fn duogpt_step(&self, p: usize) -> Array1<T> {
         self.sparsegpt_step(p) + self.xr().dot(&eliminate(self.h_inv.view(), p))
     }
+    // ANCHOR_END: duogpt_step
 
     /// r X^T H_-p^-1 X r^T: what Theorem 1 says that DuoGPT's step gains over SparseGPT's. Never negative, as H_-p^-1
     /// is positive semi-definite.
@@ -210,6 +218,7 @@ pub fn greedy_row<T: Scalar>(
 ///
 /// # Panics
 /// When there is no column p.
+// ANCHOR: eliminate
 pub fn eliminate<T: Scalar>(h_inv: ArrayView2<T>, p: usize) -> Array2<T> {
     let mut rest = h_inv.to_owned();
     let row = h_inv.row(p);
@@ -220,6 +229,7 @@ pub fn eliminate<T: Scalar>(h_inv: ArrayView2<T>, p: usize) -> Array2<T> {
     rest.column_mut(p).fill(T::zero());
     rest
 }
+// ANCHOR_END: eliminate
 
 /// The inputs (tokens x k) with the k further tokens that damping amounts to: sqrt(lambda) in one channel each, in
 /// both streams, lambda = damping * mean(diag X^ X^^T).
@@ -245,6 +255,7 @@ pub fn damped_inputs<T: Scalar>(
 ///
 /// # Errors
 /// [`FactorError`] when the Hessian has no inverse.
+// ANCHOR: correction_by_elimination
 pub fn correction_by_elimination<T: Scalar>(
     hessian: Array2<T>,
     drift: &Drift<T>,
@@ -262,6 +273,7 @@ pub fn correction_by_elimination<T: Scalar>(
     }
     Ok(Correction { d, coefficients: Coefficients { a: drift.dxdxt.clone(), b, c } })
 }
+// ANCHOR_END: correction_by_elimination
 
 /// What the rows of one linear lack on the sparse input: r = w dX for each row w, as far as E asks for it. In the unit
 /// of the statistics, the mean over sequences. It costs no more than the rows that are looked at.

@@ -64,6 +64,7 @@ pub fn revive_dead_channels<T: Scalar>(hessian: &mut Array2<T>, dead: &[bool]) {
 }
 
 /// H <- H + damping * mean(diag H) * I.
+// ANCHOR: damp
 pub fn damp<T: Scalar>(hessian: &mut Array2<T>, damping: f64) {
     let k = hessian.nrows();
     if k == 0 {
@@ -73,6 +74,7 @@ pub fn damp<T: Scalar>(hessian: &mut Array2<T>, damping: f64) {
     let shift = T::of(damping * mean);
     hessian.diag_mut().mapv_inplace(|h| h + shift);
 }
+// ANCHOR_END: damp
 
 /// L (k x k, lower triangular) with H^-1 = L L^T, of a damped Hessian in processing order.
 ///
@@ -81,6 +83,7 @@ pub fn damp<T: Scalar>(hessian: &mut Array2<T>, damping: f64) {
 ///
 /// # Errors
 /// [`FactorError`] with the offending entry: not symmetric, not finite, not positive definite.
+// ANCHOR: factor
 pub fn factor<T: Scalar>(hessian: Array2<T>) -> Result<Array2<T>, FactorError> {
     check_hessian(&hessian)?;
     let k = hessian.nrows();
@@ -97,6 +100,7 @@ pub fn factor<T: Scalar>(hessian: Array2<T>) -> Result<Array2<T>, FactorError> {
     check_finite("factor", &l)?;
     Ok(l)
 }
+// ANCHOR_END: factor
 
 /// Finite, and symmetric up to the rounding of a sum taken in another order.
 fn check_hessian<T: Scalar>(hessian: &Array2<T>) -> Result<(), FactorError> {

@@ -113,6 +113,7 @@ pub enum Threshold {
 
 impl Threshold {
     /// The mask (`true` = pruned) of one block of scores (n x B).
+    // ANCHOR: select
     pub fn select<T: Scalar>(self, score: ArrayView2<T>, p: f64) -> Array2<bool> {
         let numel = score.len();
         if numel == 0 {
@@ -134,9 +135,11 @@ impl Threshold {
                 .expect("one flag per score"),
         }
     }
+    // ANCHOR_END: select
 }
 
 /// Flags the `count` lowest scores; of equal scores the earlier ones.
+// ANCHOR: lowest
 pub fn lowest<T: Scalar>(score: &[T], count: usize) -> ndarray::Array1<bool> {
     let mut pruned = ndarray::Array1::from_elem(score.len(), false);
     if count == 0 {
@@ -151,6 +154,7 @@ pub fn lowest<T: Scalar>(score: &[T], count: usize) -> ndarray::Array1<bool> {
     }
     pruned
 }
+// ANCHOR_END: lowest
 
 #[cfg(test)]
 mod tests {

@@ -17,6 +17,7 @@
 //! 8. [`exact`] what it approximates: Eq. 3 taken literally, and the best weights for a given mask
 //! 9. [`baseline`] SparseGPT, Wanda, magnitude and GPTAQ on the same inputs
 //! 10. [`teal`] thresholds that make activation pruning independent of the token
+//! 11. [`spmspv`] what it is all for: y = W (x * mask) with weights stored without their zeros
 //!
 //! # Notation
 //!
@@ -45,6 +46,7 @@ pub mod mask;
 pub mod order;
 pub mod prune;
 pub mod score;
+pub mod spmspv;
 pub mod statistics;
 pub mod teal;
 

@@ -192,6 +192,7 @@ impl<T: Scalar> Prepared<T> {
         let mut scores = Array2::zeros((n, k));
         let mut storage = ArrayViewMut1::from(storage);
 
+        // ANCHOR: blocks
         for start in (0..k).step_by(config.block_size) {
             let end = (start + config.block_size).min(k);
             let block = Block::new(self, config, start..end);
@@ -232,6 +233,7 @@ impl<T: Scalar> Prepared<T> {
                 gemm(config.alpha.update, carried, d, 1.0, rest.view_mut());
             }
         }
+        // ANCHOR_END: blocks
 
         check_finite("pruned weight", w.view())?;
         let position = inverse(&self.order);
@@ -311,6 +313,7 @@ impl<'a, T: Scalar> Block<'a, T> {
     /// q = W_j as stored where kept, 0 where pruned        e = (W_j - q) / L_jj
     /// W_{j..} += -e L_{j..,j}^T + W_j D_{j,j..}        (W_j before pruning; afterwards column j holds q)
     /// ```
+    // ANCHOR: prune_row
     fn prune_row(&self, row: Row<T>, sparsity: Sparsity, free: bool, storage: &mut impl Storage<T>) {
         let width = self.lt.nrows();
         for j in 0..width {
@@ -339,6 +342,7 @@ impl<'a, T: Scalar> Block<'a, T> {
             }
         }
     }
+    // ANCHOR_END: prune_row
 }
 
 pub(crate) fn check_finite<T: Scalar>(what: &'static str, a: ArrayView2<T>) -> Result<(), PruneError> {

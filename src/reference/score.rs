@@ -37,6 +37,7 @@ pub fn residual_projection<T: Scalar>(dxxt: ArrayView2<T>, l: ArrayView2<T>) -> 
 }
 
 /// a, b, c from diag(dX dX^T), Q and L.
+// ANCHOR: coefficients
 pub fn coefficients<T: Scalar>(dxdxt: ArrayView1<T>, q: ArrayView2<T>, l: ArrayView2<T>) -> Coefficients<T> {
     let strictly_upper = |p: usize| q.slice(s![p, p + 1..]);
     Coefficients {
@@ -45,8 +46,10 @@ pub fn coefficients<T: Scalar>(dxdxt: ArrayView1<T>, q: ArrayView2<T>, l: ArrayV
         c: &q.diag() / &l.diag(),
     }
 }
+// ANCHOR_END: coefficients
 
 /// D = U L^T (k x k, strictly upper), with U the strictly upper part of Q.
+// ANCHOR: update_matrix
 pub fn update_matrix<T: Scalar>(mut q: Array2<T>, l: ArrayView2<T>) -> Array2<T> {
     let k = q.nrows();
     for (p, mut row) in q.axis_iter_mut(Axis(0)).enumerate() {
@@ -69,7 +72,9 @@ pub fn update_matrix<T: Scalar>(mut q: Array2<T>, l: ArrayView2<T>) -> Array2<T>
     // U is strictly upper and L lower, so D's diagonal is zero by structure; BLAS leaves exact zeros there.
     d
 }
+// ANCHOR_END: update_matrix
 
+// ANCHOR: correction
 impl<T: Scalar> Correction<T> {
     /// D, a, b, c from the drift statistics and L, all in processing order.
     pub fn new(drift: &Drift<T>, l: ArrayView2<T>) -> Self {
@@ -78,13 +83,17 @@ impl<T: Scalar> Correction<T> {
         Correction { d: update_matrix(q, l), coefficients }
     }
 }
+// ANCHOR_END: correction
 
 /// The factor of W_ip^2 in the score (k):
 ///
-/// $$ \frac{1}{L_{pp}^2} + \alpha (a_p - b_p + 2 c_p) $$
+/// ```text
+/// 1 / L_pp^2 + alpha (a_p - b_p + 2 c_p)
+/// ```
 ///
 /// With no correction it is SparseGPT's 1 / L_pp^2. It has no sign: the residual can make removing a weight
 /// cheaper than free.
+// ANCHOR: score_scale
 pub fn score_scale<T: Scalar>(l: ArrayView2<T>, coefficients: Option<(&Coefficients<T>, f64)>) -> Array1<T> {
     let mut scale = l.diag().mapv(|l| T::one() / (l * l));
     if let Some((Coefficients { a, b, c }, alpha)) = coefficients {
@@ -93,11 +102,14 @@ pub fn score_scale<T: Scalar>(l: ArrayView2<T>, coefficients: Option<(&Coefficie
     }
     scale
 }
+// ANCHOR_END: score_scale
 
 /// S = W^2 * scale, column by column (Eq. 7): the loss that pruning each weight costs. `w` (n x B) holds the
 /// current, already compensated weights of a block, `scale` (B) its part of [`score_scale`].
+// ANCHOR: score
 pub fn score<T: Scalar>(w: ArrayView2<T>, scale: ArrayView1<T>) -> Array2<T> {
     let mut score = w.mapv(|w| w * w);
     score *= &scale;
     score
 }
+// ANCHOR_END: score

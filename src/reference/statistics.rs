@@ -8,7 +8,9 @@ use crate::linalg::{Scalar, gemm, gram};
 ///
 /// One sequence contributes its sum over tokens, and `s` sequences their mean, so after sequence s + 1
 ///
-/// $$ H \leftarrow \frac{s}{s+1} H + \frac{1}{s+1} \hat X \hat X^\top $$
+/// ```text
+/// H <- s/(s+1) H + 1/(s+1) X^ X^T
+/// ```
 ///
 /// and alike for the other two. Any positive multiple gives the same pruned weights, unless a channel is dead
 /// (see [`factor`](super::factor)).
@@ -49,6 +51,7 @@ impl<T: Scalar> Statistics<T> {
     ///
     /// # Panics
     /// When the shapes differ from each other or from k.
+    // ANCHOR: update
     pub fn update(&mut self, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
         let (keep, add) = running_mean(self.sequences);
         // Side by side, so that the cores share all of the work.
@@ -63,6 +66,7 @@ impl<T: Scalar> Statistics<T> {
         rayon::join(update_hessian, update_drift);
         self.sequences += 1;
     }
+    // ANCHOR_END: update
 }
 
 /// The running mean of one number per input channel: the sum over tokens of x^2. Wanda needs no more than this,

@@ -74,11 +74,13 @@ impl MagnitudeHistogram {
 
 /// Zeroes the entries of `x` (tokens x k) with |x| <= t, but leaves the first `dense_tokens` tokens alone. TEAL keeps
 /// the first half of a prompt dense.
+// ANCHOR: prune_below
 pub fn prune_below<T: Scalar>(mut x: ArrayViewMut2<T>, threshold: f64, dense_tokens: usize) {
     let first = dense_tokens.min(x.nrows());
     // In f64, so that the cut does not depend on the type.
     x.slice_mut(s![first.., ..]).mapv_inplace(|x| if x.widen().abs() <= threshold { T::zero() } else { x });
 }
+// ANCHOR_END: prune_below
 
 /// Distributes an activation sparsity over the projections of one decoder layer (TEAL's greedy procedure).
 ///

@@ -112,6 +112,7 @@ impl<T: Scalar> Grid<T> {
     }
 
     /// The grid from `lo` <= 0 to `hi` >= 0.
+    // ANCHOR: over
     fn over(lo: T, hi: T, config: &GridConfig) -> Self {
         // As in the original code, so that rows of zeros have a grid too.
         let narrowest = T::of(1e-5);
@@ -131,8 +132,10 @@ impl<T: Scalar> Grid<T> {
             }
         }
     }
+    // ANCHOR_END: over
 
     /// The code of the point nearest to `w`; an integer.
+    // ANCHOR: round
     pub fn code(&self, w: T) -> T {
         (Scalar::round_ties_even(w / self.scale) + self.zero).max(self.lowest).min(self.highest)
     }
@@ -146,6 +149,7 @@ impl<T: Scalar> Grid<T> {
     pub fn round(&self, w: T) -> T {
         self.value(self.code(w))
     }
+    // ANCHOR_END: round
 }
 
 /// A quantised linear layer.

@@ -1,0 +1,112 @@
+//! The KV cache: keys and values of the tokens that were computed before, so that the next token costs one row and not the
+//! whole sequence again.
+
+use ndarray::{Array2, ArrayView2, s};
+
+use super::LlamaConfig;
+use crate::linalg::Scalar;
+
+/// Keys, already turned by their positions, and values of one layer (tokens x kv heads * head_dim).
+#[derive(Clone, Debug)]
+pub struct KeyValues<T> {
+    length: usize,
+    /// Rows from `length` on are free.
+    keys: Array2<T>,
+    values: Array2<T>,
+}
+
+impl<T: Scalar> KeyValues<T> {
+    /// Room for `capacity` tokens. The system provides memory only for rows that are written.
+    pub fn new(config: &LlamaConfig, capacity: usize) -> Self {
+        let room = || Array2::zeros((capacity, config.key_value_size()));
+        KeyValues { length: 0, keys: room(), values: room() }
+    }
+
+    /// Takes in the next tokens.
+    ///
+    /// # Panics
+    /// When there is no room left.
+    pub fn append(&mut self, keys: ArrayView2<T>, values: ArrayView2<T>) {
+        let rows = self.length..self.length + keys.nrows();
+        self.keys.slice_mut(s![rows.clone(), ..]).assign(&keys);
+        self.values.slice_mut(s![rows.clone(), ..]).assign(&values);
+        self.length = rows.end;
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether no token is held yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Of all tokens held.
+    pub fn keys(&self) -> ArrayView2<'_, T> {
+        self.keys.slice(s![..self.length, ..])
+    }
+
+    /// Of all tokens held.
+    pub fn values(&self) -> ArrayView2<'_, T> {
+        self.values.slice(s![..self.length, ..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ndarray::Array1;
+
+    use super::*;
+    use crate::llama::Checkpoint;
+    use crate::llama::model::{Forward, Group, Layer, Layout, State, apply};
+
+    #[test]
+    fn a_sequence_in_pieces_gives_what_it_gives_as_a_whole() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nano-llama");
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        let embedding = checkpoint.embedding::<f64>().unwrap();
+        let layers: Vec<Layer<f64>> =
+            (0..checkpoint.config.num_hidden_layers).map(|i| checkpoint.layer(i).unwrap()).collect();
+        let tokens = Array1::from_iter((0..300).map(|i| i * 7 % 320)); // longer than a strip of the attention
+        let forward = Forward::new(&checkpoint.config, tokens.len());
+        let through = |layer: &Layer<f64>, state: &mut State<f64>| {
+            forward.enter(layer, state);
+            for group in Group::ALL {
+                let outputs = apply(layer.group(group), state.input.view());
+                forward.advance(layer, group, outputs, state);
+            }
+        };
+
+        let mut whole = State::embed(embedding.view(), tokens.view());
+        layers.iter().for_each(|layer| through(layer, &mut whole));
+
+        let mut kept: Vec<_> =
+            layers.iter().map(|_| Some(KeyValues::new(&checkpoint.config, tokens.len()))).collect();
+        let mut before = 0;
+        for piece in [1, 1, 130, 5, 129, 33, 1] {
+            let places = before..before + piece;
+            let layout = Layout::after(before, piece);
+            let mut state = State::embed_branches(embedding.view(), tokens.slice(s![places.clone()]), layout);
+            for (layer, kept) in layers.iter().zip(&mut kept) {
+                state.kept = kept.take();
+                through(layer, &mut state);
+                *kept = state.kept.take();
+            }
+            before += piece;
+            assert!(kept.iter().flatten().all(|kept| kept.len() == before));
+            let expected = whole.hidden.slice(s![places, ..]);
+            let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            // The same sums in another order: the class of the f64 model tests.
+            assert!(
+                (&state.hidden - &expected).iter().all(|e| e.abs() <= 1e-11 * largest),
+                "after {before}: {:e}",
+                (&state.hidden - &expected).iter().fold(0.0, |m: f64, e| m.max(e.abs()))
+            );
+        }
+        assert_eq!(before, tokens.len());
+    }
+}

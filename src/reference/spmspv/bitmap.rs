@@ -1,0 +1,99 @@
+//! Packed values, and a bit per weight that says which are there.
+
+use ndarray::{ArrayView2, Axis};
+
+use super::{Format, Pieces, TILE, Value};
+
+/// Words of a piece's bitmap.
+const WORDS: usize = TILE / u32::BITS as usize;
+
+/// A weight (n x k) as packed values with a bitmap per piece.
+///
+/// Pieces lie column by column, within a column tile by tile, and within a piece row by row. Row i of a tile is bit i mod 32
+/// of word i / 32. The value at a set bit is the one after as many as the word's prefix says, and as there are bits set below it
+/// in its word: every row finds its value without looking at other words.
+#[derive(Clone, Debug)]
+pub struct TileBitmap<V> {
+    pieces: Pieces,
+    values: Vec<V>,
+    bitmap: Vec<[u32; WORDS]>,
+    prefix: Vec<[u8; WORDS]>,
+}
+
+impl<V: Value> TileBitmap<V> {
+    /// Where its pieces lie.
+    pub fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    /// Packed values, pieces filled up with +0.
+    pub fn values(&self) -> &[V] {
+        &self.values
+    }
+
+    /// Which rows have a value: the words of column j and tile t at j * tiles + t.
+    pub fn bitmap(&self) -> &[[u32; WORDS]] {
+        &self.bitmap
+    }
+
+    /// How many values of its piece come before those of each word.
+    pub fn prefix(&self) -> &[[u8; WORDS]] {
+        &self.prefix
+    }
+}
+
+impl<V: Value> Format<V> for TileBitmap<V> {
+    const NAME: &'static str = "bitmap";
+
+    fn from_dense(weight: ArrayView2<V>) -> Self {
+        let mut pieces = Pieces::new(weight.dim());
+        let (mut values, mut bitmap, mut prefix) = (Vec::new(), Vec::new(), Vec::new());
+        for column in weight.columns() {
+            for tile in column.axis_chunks_iter(Axis(0), TILE) {
+                let (mut words, mut before) = ([0u32; WORDS], [0u8; WORDS]);
+                let start = values.len();
+                for word in 0..WORDS {
+                    // At most 224: seven words come before the last.
+                    before[word] = (values.len() - start) as u8;
+                    let rows = tile.iter().skip(word * 32).take(32);
+                    for (bit, &w) in rows.enumerate().filter(|(_, w)| !w.is_zero()) {
+                        words[word] |= 1 << bit;
+                        values.push(w);
+                    }
+                }
+                pieces.finish(&mut values);
+                bitmap.push(words);
+                prefix.push(before);
+            }
+        }
+        TileBitmap { pieces, values, bitmap, prefix }
+    }
+
+    fn dim(&self) -> (usize, usize) {
+        (self.pieces.n, self.pieces.k)
+    }
+
+    fn column(&self, j: usize) -> impl Iterator<Item = (usize, V)> {
+        (0..self.pieces.tiles()).flat_map(move |tile| {
+            let (values, piece) = (&self.values[self.pieces.range(j, tile)], j * self.pieces.tiles() + tile);
+            let (words, before) = (self.bitmap[piece], self.prefix[piece]);
+            (0..TILE).filter_map(move |row| {
+                let (word, bit) = (row / 32, 1 << (row % 32));
+                let place = u32::from(before[word]) + (words[word] & (bit - 1)).count_ones();
+                (words[word] & bit != 0).then(|| (tile * TILE + row, values[place as usize]))
+            })
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&self.values[..])
+            + size_of_val(&self.bitmap[..])
+            + size_of_val(&self.prefix[..])
+            + size_of_val(self.pieces.offsets())
+    }
+
+    fn bytes_per_weight(density: f64) -> f64 {
+        let of_piece = WORDS * (size_of::<u32>() + size_of::<u8>()) + size_of::<u32>();
+        density * size_of::<V>() as f64 + of_piece as f64 / TILE as f64
+    }
+}

@@ -1,0 +1,78 @@
+//! Packed values, and beside each the byte that says which row of the tile it belongs to.
+
+use ndarray::{ArrayView2, Axis};
+
+use super::{ALIGN, Format, Pieces, TILE, Value};
+
+/// A weight (n x k) as packed values with 8-bit row indices.
+///
+/// Pieces lie column by column, within a column tile by tile, and within a piece row by row. So any 32 neighbouring
+/// values of a piece, one step of a warp, are of one column and have 32 different rows: nobody adds to the same
+/// output in the same step. That holds for filling too: +0 beside a row of the tile that has no value.
+#[derive(Clone, Debug)]
+pub struct TileIndex<V> {
+    pieces: Pieces,
+    values: Vec<V>,
+    rows: Vec<u8>,
+}
+
+impl<V: Value> TileIndex<V> {
+    /// Where its pieces lie.
+    pub fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    /// Packed values, pieces filled up with +0.
+    pub fn values(&self) -> &[V] {
+        &self.values
+    }
+
+    /// The row within the tile of each of the values.
+    pub fn rows(&self) -> &[u8] {
+        &self.rows
+    }
+}
+
+impl<V: Value> Format<V> for TileIndex<V> {
+    const NAME: &'static str = "index";
+
+    fn from_dense(weight: ArrayView2<V>) -> Self {
+        let mut pieces = Pieces::new(weight.dim());
+        let (mut values, mut rows) = (Vec::new(), Vec::new());
+        for column in weight.columns() {
+            for tile in column.axis_chunks_iter(Axis(0), TILE) {
+                let taken = (0..=u8::MAX).zip(tile).filter(|(_, w)| !w.is_zero());
+                for (row, &w) in taken {
+                    values.push(w);
+                    rows.push(row);
+                }
+                // A tile that lacks fewer than ALIGN values to the next multiple has as many free rows: TILE is one.
+                let filling = values.len().next_multiple_of(ALIGN) - values.len();
+                let free = (0..=u8::MAX).filter(|&row| tile.get(row as usize).is_none_or(|w| w.is_zero()));
+                rows.extend(free.take(filling));
+                pieces.finish(&mut values);
+            }
+        }
+        TileIndex { pieces, values, rows }
+    }
+
+    fn dim(&self) -> (usize, usize) {
+        (self.pieces.n, self.pieces.k)
+    }
+
+    fn column(&self, j: usize) -> impl Iterator<Item = (usize, V)> {
+        (0..self.pieces.tiles()).flat_map(move |tile| {
+            let piece = self.pieces.range(j, tile);
+            let entries = self.rows[piece.clone()].iter().zip(&self.values[piece]);
+            entries.filter(|(_, w)| !w.is_zero()).map(move |(&row, &w)| (tile * TILE + usize::from(row), w))
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&self.values[..]) + self.rows.len() + size_of_val(self.pieces.offsets())
+    }
+
+    fn bytes_per_weight(density: f64) -> f64 {
+        density * (size_of::<V>() as f64 + 1.0) + size_of::<u32>() as f64 / TILE as f64
+    }
+}

@@ -1,0 +1,129 @@
+//! Dual-sparse decoding: y = W (x * mask) from weights that are stored without their zeros.
+//!
+//! One token meets each weight once, so the product takes as long as reading W does. Two things make it shorter. A column
+//! whose x_j was pruned is not read at all, for which columns must lie in one piece: every format here is
+//! column-major. And zero weights are not stored, for which the format must say where the others belong:
+//!
+//! | format | besides the values | bytes per bf16 weight at 50 % | and with 50 % of x |
+//! |---|---|---|---|
+//! | [`Dense`] | nothing | 2 | 1 |
+//! | [`TileIndex`] | a byte per value: its row within the tile | 1.516 | 0.758 |
+//! | [`TileBitmap`] | a bit per weight, and a byte per 32 rows | 1.172 | 0.586 |
+//!
+//! A *tile* is [`TILE`] rows, so that a row within it is one byte and its outputs fit in a thread block's shared memory or a
+//! core's registers. A *piece* is one column of one tile, and begins at a multiple of [`ALIGN`] values, so that a 16-byte load may begin
+//! there. As pieces differ in length, each has its offset.
+//!
+//! What is stored is decided by bits: everything but +0. So negative zero, denormals, infinities and every NaN come
+//! back as they were, and +0 can mark what only fills a piece up.
+
+mod bitmap;
+mod dense;
+mod index;
+mod selected;
+mod value;
+
+pub use bitmap::TileBitmap;
+pub use dense::Dense;
+pub use index::TileIndex;
+pub use selected::Selected;
+pub use value::Value;
+
+use std::ops::Range;
+
+use ndarray::{Array1, Array2, ArrayView2};
+
+use crate::linalg::Scalar;
+
+/// Rows of a tile.
+pub const TILE: usize = 256;
+
+/// Values to whose multiple a piece is filled up: at least 16 bytes of every type.
+pub const ALIGN: usize = 8;
+
+/// A storage format of an n x k weight.
+pub trait Format<V: Value>: Sized {
+    /// The format's name, for reports.
+    const NAME: &'static str;
+
+    /// Stores a dense weight (n x k); every bit pattern is kept.
+    fn from_dense(weight: ArrayView2<V>) -> Self;
+
+    /// (n, k).
+    fn dim(&self) -> (usize, usize);
+
+    /// Row and value of all that is stored of column j, top to bottom, without filling.
+    fn column(&self, j: usize) -> impl Iterator<Item = (usize, V)>;
+
+    /// Bytes of all arrays.
+    fn bytes(&self) -> usize;
+
+    /// Bytes per weight of whole tiles of which a fraction `density` is stored, offsets included; filling, at most
+    /// [`ALIGN`] - 1 values per piece, comes on top.
+    fn bytes_per_weight(density: f64) -> f64;
+
+    /// The weight (n x k) that was stored, bit by bit.
+    fn to_dense(&self) -> Array2<V> {
+        let mut weight = Array2::from_elem(self.dim(), V::ZERO);
+        for j in 0..self.dim().1 {
+            for (i, w) in self.column(j) {
+                weight[(i, j)] = w;
+            }
+        }
+        weight
+    }
+
+    /// y_i = sum over the selected j of W_ij x_j, in f64: products of an f32 and a stored value are exact in it.
+    ///
+    /// # Panics
+    /// When an index is not below k.
+    fn product<T: Scalar>(&self, x: &Selected<T>) -> Array1<f64> {
+        let mut y = Array1::zeros(self.dim().0);
+        for (j, x) in x.iter() {
+            for (i, w) in self.column(j) {
+                y[i] += w.to_f64() * x.widen();
+            }
+        }
+        y
+    }
+}
+
+/// Where the values of each column of each tile lie: column by column, within a column tile by tile.
+#[derive(Clone, Debug)]
+pub struct Pieces {
+    n: usize,
+    k: usize,
+    offsets: Vec<u32>,
+}
+
+impl Pieces {
+    fn new((n, k): (usize, usize)) -> Self {
+        let mut offsets = Vec::with_capacity(n.div_ceil(TILE) * k + 1);
+        offsets.push(0);
+        Pieces { n, k, offsets }
+    }
+
+    /// Fills the piece at the end of `values` up with +0 and notes where the next begins.
+    fn finish<V: Value>(&mut self, values: &mut Vec<V>) {
+        values.resize(values.len().next_multiple_of(ALIGN), V::ZERO);
+        let end = values.len() / ALIGN;
+        self.offsets.push(u32::try_from(end).expect("a weight has less than 2^35 values"));
+    }
+
+    /// Tiles of a column.
+    pub fn tiles(&self) -> usize {
+        self.n.div_ceil(TILE)
+    }
+
+    /// Where each piece begins, in units of [`ALIGN`] values: that of column j and tile t at j * tiles + t; and the end
+    /// of the last.
+    pub fn offsets(&self) -> &[u32] {
+        &self.offsets
+    }
+
+    /// The place of a piece among the values.
+    pub fn range(&self, column: usize, tile: usize) -> Range<usize> {
+        let piece = column * self.tiles() + tile;
+        self.offsets[piece] as usize * ALIGN..self.offsets[piece + 1] as usize * ALIGN
+    }
+}
