@@ -14,6 +14,8 @@ pub mod nvrtc;
 pub mod panel;
 pub mod prune;
 pub mod score;
+pub mod select;
+pub mod spmspv;
 pub mod statistics;
 
 pub use device::{Device, DeviceError};

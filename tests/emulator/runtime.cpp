@@ -352,16 +352,13 @@ void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter
         bool both_atomic = kind == Kind::atomic && cell.atomic;
         if (cell.writer && !both_atomic && !before(cell.writer, 0, cell.written)) race("wrote", cell.writer);
         if (kind == Kind::read) {
-            bool another = cell.reader && cell.reader != self;
-            bool concurrent = another && (block_of(cell.reader) != block_number || cell.more_readers == 3 ||
-                                          cell.read.barriers == now.barriers);
-            if (!concurrent) {
-                bool keeps = cell.reader == self && cell.read.barriers == now.barriers;
-                if (!keeps) cell.more_readers = 0;
+            // A read that comes after all earlier ones stands for them: whatever comes after it comes after them.
+            if (!cell.reader || before(cell.reader, cell.more_readers, cell.read)) {
+                cell.more_readers = 0;
             } else {
-                uint8_t more = block_of(cell.reader) != block_number       ? 3
+                uint8_t more = block_of(cell.reader) != block_number   ? 3
                                : warp_of(cell.reader) != warp_of(self) ? 2
-                                                                           : 1;
+                                                                       : 1;
                 if (more > cell.more_readers) cell.more_readers = more;
             }
             cell.reader = self;
