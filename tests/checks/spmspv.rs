@@ -15,7 +15,8 @@ use super::{Outcome, bits, failed, integers, random, same};
 /// Sparsities of weights and activations.
 pub const SPARSITIES: [f64; 5] = [0.0, 0.3, 0.5, 0.7, 0.9];
 
-const EPS: f32 = 1e-5;
+/// Large enough to be seen in 8 bits.
+const EPS: f32 = 0.125;
 
 /// Unit roundoff, and half the smallest number: what rounding to T can lose of a number, relative or absolute.
 fn rounding<T: Element>() -> (f64, f64) {
@@ -121,13 +122,17 @@ fn norm_agrees<T: Element + PartialEq + Debug>(
 /// A NaN goes by top-k and stays above a threshold; infinities are numbers; zeros of both signs are never selected.
 pub fn selections_of_what_is_no_number<T: Element, D: Device>(device: &D) -> Outcome {
     let (nan, infinity) = (f32::NAN, f32::INFINITY);
-    for x in
-        [[nan, 1.0, -3.0, 2.0, 0.5], [nan, nan, nan, 2.0, -nan], [infinity, 1.0, -0.0, 0.0, -infinity], [-0.0; 5]]
-    {
+    for x in [
+        [nan, 1.0, -3.0, 2.0, 0.5],
+        [nan, nan, nan, 2.0, -nan],
+        [infinity, 1.0, -0.0, 0.0, -infinity],
+        [-0.0; 5],
+    ] {
         let x: Vec<T> = narrow(x);
         let on_device = Buffer::from_host(device, &x).map_err(failed)?;
         let selected = Selected::<T, D>::new(device, 5).map_err(failed)?;
-        for rule in [Rule::Top { sparsity: 0.5 }, Rule::Top { sparsity: 0.0 }, Rule::Above { threshold: 1.0 }] {
+        for rule in [Rule::Top { sparsity: 0.5 }, Rule::Top { sparsity: 0.0 }, Rule::Above { threshold: 1.0 }]
+        {
             selected.select(device, &on_device, None, rule).map_err(failed)?;
             selection_agrees(device, &format!("{x:?}, {rule:?}"), &selected, &widen(&x), rule)?;
         }
@@ -147,10 +152,14 @@ pub struct Case {
 /// Every size as n and as k, in turn with every sparsity; and every pair of sparsities.
 pub fn product_cases(sizes: &[usize]) -> Vec<Case> {
     let at = |i: usize| sizes[i % sizes.len()];
-    let case = |n, k, i: usize, j: usize| {
-        Case { n, k, weight_sparsity: SPARSITIES[i % 5], sparsity: SPARSITIES[j % 5] }
+    let case = |n, k, i: usize, j: usize| Case {
+        n,
+        k,
+        weight_sparsity: SPARSITIES[i % 5],
+        sparsity: SPARSITIES[j % 5],
     };
-    let shapes = (0..sizes.len()).flat_map(|i| [case(at(i), at(i + 3), i, i / 2), case(at(i + 5), at(i), 2, 2)]);
+    let shapes =
+        (0..sizes.len()).flat_map(|i| [case(at(i), at(i + 3), i, i / 2), case(at(i + 5), at(i), 2, 2)]);
     let pairs = (0..25).map(|i| case(at(sizes.len() / 2), at(sizes.len() - 2), i, i / 5));
     shapes.chain(pairs).collect()
 }
@@ -199,8 +208,22 @@ pub fn empty_products_agree<T: Element + Debug, D: Device>(device: &D) -> Outcom
         product_agrees(device, &scratch, weight, x, Rule::Above { threshold: 0.0 }, true)?;
     }
     // No input at all, and no output.
-    product_agrees(device, &scratch, &Array2::from_elem((3, 0), T::ZERO), &[], Rule::Top { sparsity: 0.5 }, true)?;
-    product_agrees(device, &scratch, &Array2::from_elem((0, 3), T::ZERO), &all[..3], Rule::Top { sparsity: 0.5 }, true)
+    product_agrees(
+        device,
+        &scratch,
+        &Array2::from_elem((3, 0), T::ZERO),
+        &[],
+        Rule::Top { sparsity: 0.5 },
+        true,
+    )?;
+    product_agrees(
+        device,
+        &scratch,
+        &Array2::from_elem((0, 3), T::ZERO),
+        &all[..3],
+        Rule::Top { sparsity: 0.5 },
+        true,
+    )
 }
 
 /// Selection and product, one behind the other on the device, by every format, against the definition in f64: equal where sums are

@@ -177,7 +177,10 @@ fn a_read_behind_a_barrier_of_the_warp_stands_for_those_before_it() {
 fn blocks_meet_through_an_atomic_between_two_fences_only() {
     assert_eq!(run("last_block_sums", 3, 32, 8, Some(0)).unwrap()[7], 33);
     for without in 1..4 {
-        refused(run("last_block_sums", 3, 32, 8, Some(without)), &["race: reads", "argument 0", "planted.cu:"]);
+        refused(
+            run("last_block_sums", 3, 32, 8, Some(without)),
+            &["race: reads", "argument 0", "planted.cu:"],
+        );
     }
 }
 
