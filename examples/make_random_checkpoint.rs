@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
-use duogpt::llama::{Checkpoint, Linear, LlamaConfig};
+use duogpt::llama::{Checkpoint, ModelConfig};
 use duogpt::tensors::{Dtype, TensorWriter};
 use half::bf16;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -80,7 +80,7 @@ fn write(directory: &Path, shape: Shape, seed: u64) -> Result<(), Box<dyn Error>
     });
     let config_path = directory.join("config.json");
     fs::write(&config_path, format!("{json:#}\n"))?;
-    let config = LlamaConfig::read(&config_path)?;
+    let config = ModelConfig::read(&config_path)?;
 
     let shards = shards(tensors(&config));
     let bytes = |shape: &[usize]| 2 * shape.iter().product::<usize>();
@@ -121,16 +121,16 @@ fn write(directory: &Path, shape: Shape, seed: u64) -> Result<(), Box<dyn Error>
 }
 
 /// Names and shapes, in the order of the forward pass.
-fn tensors(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
+fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let hidden = config.hidden_size;
     let mut tensors = vec![("model.embed_tokens.weight".into(), vec![config.vocab_size, hidden])];
     for layer in 0..config.num_hidden_layers {
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             tensors.push((format!("model.layers.{layer}.{norm}.weight"), vec![hidden]));
         }
-        for linear in Linear::ALL {
+        for linear in config.linears() {
             let (rows, columns) = linear.shape(config);
-            tensors.push((linear.tensor(layer), vec![rows, columns]));
+            tensors.push((format!("model.layers.{layer}.{}.weight", linear.module), vec![rows, columns]));
         }
     }
     tensors.push(("model.norm.weight".into(), vec![hidden]));

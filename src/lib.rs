@@ -9,10 +9,11 @@
 //! | [`mod@reference`] | the algorithm and the baselines it is compared with, over `f32` and `f64` |
 //! | [`backend`] | what a device must offer to run it |
 //! | [`cuda`] | the same steps on a GPU: the host side of `kernels/` |
-//! | [`llama`] | LLaMA checkpoints and their forward pass, cut into groups of linears with one input |
+//! | [`llama`] | checkpoints of LLaMA and its relatives, and their forward pass, cut into groups of linears with one input |
 //! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint; optimality gaps; activation thresholds |
 //! | [`evaluate`] | perplexity, zero-shot accuracy, and which of several methods is better |
 //! | [`verify`] | golden files of the original code, and measures of error |
+//! | [`spmspv`] | y = W (x * mask) from compressed weights, fast, on a CPU |
 //! | [`tensors`] | safetensors files |
 //! | [`linalg`] | the dense operations, over BLAS and LAPACK |
 //! | [`cli`] | the `duogpt` command |
@@ -57,5 +58,6 @@ pub mod files;
 pub mod linalg;
 pub mod llama;
 pub mod reference;
+pub mod spmspv;
 pub mod tensors;
 pub mod verify;

@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use common::{eval_perplexity, fixture, read_json};
-use duogpt::llama::{Checkpoint, Jitter, Linear};
+use duogpt::llama::{Checkpoint, Jitter};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -219,7 +219,7 @@ fn the_jitter_moves_every_linear_a_little_and_nothing_else() {
     jittered.jitter = Some(Jitter { relative: 1e-3, seed: 0, repeat: 0 });
     let mut seen = Vec::new();
     for layer in 0..dense.config.num_hidden_layers {
-        for linear in Linear::ALL {
+        for &linear in dense.config.linears() {
             let (w, v) =
                 (dense.linear::<f64>(layer, linear).unwrap(), jittered.linear::<f64>(layer, linear).unwrap());
             let u = (&v / &w - 1.0) / 1e-3;

@@ -2,6 +2,10 @@
 
 mod checks;
 mod emulator;
+#[path = "emulator/checks.rs"]
+mod emulator_checks;
+#[path = "emulator/faults.rs"]
+mod faults;
 
 use checks::spmspv::{
     empty_products_agree, product_cases, products_agree, selections_agree, selections_of_what_is_no_number,

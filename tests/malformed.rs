@@ -538,8 +538,8 @@ fn configs(trials: &mut Vec<Trial>) {
         ("hidden_size", json!(1 << 24), "expected [6, 16777216] (from config.json)"),
         ("num_hidden_layers", json!(1 << 24), "model.layers.1."),
         ("tie_word_embeddings", json!(false), "lm_head.weight"),
-        ("attention_bias", json!(true), "without biases"),
-        ("hidden_act", json!("gelu"), "supported: \"silu\""),
+        ("attention_bias", json!(true), "q_proj.bias"),
+        ("hidden_act", json!("gelu"), "supported: \"silu\", \"relu\""),
         ("rope_scaling", json!("linear"), "rotary scaling"),
         (
             "rope_scaling",
@@ -552,7 +552,11 @@ fn configs(trials: &mut Vec<Trial>) {
             "`factor` is 0, expected a positive number",
         ),
         ("architectures", json!([]), "names no architecture"),
-        ("architectures", json!(["GPT2LMHeadModel"]), "supported: LlamaForCausalLM"),
+        (
+            "architectures",
+            json!(["GPT2LMHeadModel"]),
+            "supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, OPTForCausalLM",
+        ),
         ("quantization_config", json!({"bits": 4}), "quantised"),
     ]);
     for (key, value, expected) in values {
@@ -561,7 +565,7 @@ fn configs(trials: &mut Vec<Trial>) {
             files.json("config.json", |j| j[key] = value.clone());
             // What contradicts the weights is reported where they are.
             let mut all = vec![expected];
-            let of_weights = ["(from config.json)", "model.layers.1.", "lm_head.weight"];
+            let of_weights = ["(from config.json)", "model.layers.1.", "lm_head.weight", "q_proj.bias"];
             all.extend(if of_weights.contains(&expected) || expected.ends_with(of_weights[0]) {
                 vec![SINGLE]
             } else {

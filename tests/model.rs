@@ -64,3 +64,27 @@ fn llama3_equals_transformers() {
         assert!(difference <= 1e-4, "{difference:e}");
     }
 }
+
+/// Every supported architecture and what its config.json can ask for; `fixtures/architectures/make.py` says which is which.
+#[test]
+fn architectures_equal_transformers() {
+    let models = [
+        "llama-biased",
+        "mistral",
+        "mistral-full",
+        "qwen2",
+        "qwen2-window",
+        "opt",
+        "opt-post-norm",
+        "opt-plain",
+    ];
+    for model in models {
+        let directory = format!("architectures/{model}");
+        for difference in [
+            largest_difference::<f32>(&directory, "logits", 0.0),
+            largest_difference::<f64>(&directory, "logits", 0.0),
+        ] {
+            assert!(difference <= 1e-4, "{model}: {difference:e}");
+        }
+    }
+}

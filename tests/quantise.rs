@@ -9,8 +9,8 @@ use common::{duogpt, eval_perplexity, fixture, read_json};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::streams::{Activations, Stream};
 use duogpt::calibrate::windows::Windows;
-use duogpt::llama::model::{Forward, Linear};
-use duogpt::llama::{Checkpoint, model::Group};
+use duogpt::llama::Checkpoint;
+use duogpt::llama::model::{Forward, Group};
 use duogpt::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry, gptaq};
 use duogpt::reference::{PruneConfig, Statistics};
 use duogpt::tensors::TensorFile;
@@ -39,8 +39,8 @@ fn weight(directory: &Path, tensor: &str) -> Array2<f64> {
     TensorFile::open(&directory.join("model.safetensors")).unwrap().matrix(tensor).unwrap()
 }
 
-fn linears(layers: usize) -> impl Iterator<Item = String> {
-    (0..layers).flat_map(|layer| Linear::ALL.map(|linear| linear.tensor(layer)))
+fn open(model: &str) -> Checkpoint {
+    Checkpoint::open(&fixture(model)).unwrap()
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn every_row_or_group_has_at_most_two_to_the_bits_values_and_the_sparsity_is_met
             "{name}"
         );
         let mut most = 0;
-        for tensor in linears(3) {
+        for tensor in open("nano-llama").linear_tensors() {
             let weight = weight(&output, &tensor);
             let (n, k) = weight.dim();
             for start in (0..k).step_by(group.unwrap_or(k)) {
@@ -102,8 +102,7 @@ fn every_row_or_group_has_at_most_two_to_the_bits_values_and_the_sparsity_is_met
 
 #[test]
 fn the_pipeline_stores_what_the_loop_gives_on_the_models_own_input() {
-    let nano = fixture("nano-llama");
-    let model = Checkpoint::open(&nano).unwrap();
+    let (nano, model) = (fixture("nano-llama"), open("nano-llama"));
     let windows =
         Windows::from_tokens(&nano.join("tokens-calibration.safetensors"), &model.config, None, None)
             .unwrap();
@@ -112,7 +111,7 @@ fn the_pipeline_stores_what_the_loop_gives_on_the_models_own_input() {
     let layer = model.layer::<f64>(0).unwrap();
     let input = |sparsity| {
         let rule = Activations { sparsity, ..Activations::default() };
-        let mut stream = Stream::new(&forward, &Cpu, embedding.view(), &windows, rule);
+        let mut stream = Stream::new(&forward, &Cpu, &embedding, &windows, rule);
         stream.enter(&layer);
         stream.states
     };
@@ -139,9 +138,9 @@ fn the_pipeline_stores_what_the_loop_gives_on_the_models_own_input() {
         ]
         .concat(),
     );
-    for &linear in Group::Qkv.linears() {
+    for &linear in Group::Qkv.linears(&model.config) {
         let expected = gptaq(layer.linear(linear).view(), &statistics, &config, &grids).unwrap();
-        assert_eq!(weight(&output, &linear.tensor(0)), expected.pruned.weight, "{linear}");
+        assert_eq!(weight(&output, &model.tensor(0, linear)), expected.pruned.weight, "{linear}");
     }
 }
 
@@ -156,7 +155,7 @@ fn sixteen_bits_change_nothing_but_what_leaves_the_range_of_its_grid() {
     // A grid of its own for each weight, which is then the last point of it, up to rounding and to the smallest step
     // of 1e-5 / 32767.
     let own = nano(&["--bits", "16", "--group-size", "1"]);
-    for tensor in linears(3) {
+    for tensor in open("nano-llama").linear_tensors() {
         for (plain, own) in weight(&plain, &tensor).iter().zip(&weight(&own, &tensor)) {
             assert!((plain - own).abs() <= 1e-8, "{tensor}: {plain} {own}");
         }
@@ -164,10 +163,12 @@ fn sixteen_bits_change_nothing_but_what_leaves_the_range_of_its_grid() {
     // A grid for the row, found before the loop moves weights out of its range: those are cut off. Rows without them are
     // as they were, unless the others' scores have moved the common threshold.
     let shared = nano(&["--bits", "16", "--asymmetric"]);
+    let model = open("nano-llama");
     let (mut same, mut cut, mut moved) = (0, 0, 0);
-    for &linear in Group::Qkv.linears() {
-        let original = weight(&fixture("nano-llama"), &linear.tensor(0));
-        let (plain, shared) = (weight(&plain, &linear.tensor(0)), weight(&shared, &linear.tensor(0)));
+    for &linear in Group::Qkv.linears(&model.config) {
+        let original = weight(&fixture("nano-llama"), &model.tensor(0, linear));
+        let (plain, shared) =
+            (weight(&plain, &model.tensor(0, linear)), weight(&shared, &model.tensor(0, linear)));
         for ((original, plain), shared) in original.rows().into_iter().zip(plain.rows()).zip(shared.rows()) {
             let lowest = original.fold(0.0f64, |m, &w| m.min(w));
             let highest = original.fold(0.0f64, |m, &w| m.max(w));
@@ -223,13 +224,14 @@ fn weights_that_bf16_moves_off_their_grid_are_counted() {
     let (stored, report) = prune(directory.path(), "tiny-llama", &flags);
     assert_eq!(exact_report["totals"]["grid_rounding"]["moved"], 0);
     let mut moved = 0;
-    for (number, linear) in Linear::ALL.into_iter().enumerate() {
-        let found = &report["linears"][number]["grid_rounding"];
+    let model = open("tiny-llama");
+    for &linear in model.config.linears() {
+        let found = &report["linears"][linear.index]["grid_rounding"];
         moved += found["moved"].as_u64().unwrap();
         if linear.group() != Group::Qkv {
             continue; // their inputs already differ
         }
-        let tensor = linear.tensor(0);
+        let tensor = model.tensor(0, linear);
         let (points, stored) = (weight(&exact, &tensor), weight(&stored, &tensor));
         let mut farthest = 0.0f64;
         for (points, stored) in points.rows().into_iter().zip(stored.rows()) {

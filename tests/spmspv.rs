@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use duogpt::reference::activation::prune_token;
 use duogpt::reference::spmspv::{ALIGN, Dense, Format, Selected, TILE, TileBitmap, TileIndex, Value};
 use duogpt::reference::teal::prune_below;
+use duogpt::spmspv::{Instructions, Multiply, Vector};
 
 /// Bits that a comparison of numbers would miss or a conversion spoil: zeros, denormals, infinities, NaNs quiet and signalling.
 fn special<V: Value>() -> [V; 8] {
@@ -30,6 +31,11 @@ fn weight<V: Value>(n: usize, k: usize, density: f64, wild: bool, seed: u64) -> 
         true if wild => V::from_bits(random.random()),
         true => V::of(random.random_range(-1.0f32..1.0)),
     })
+}
+
+fn activations(k: usize, seed: u64) -> Vec<f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..k).map(|_| random.random_range(-1.0f32..1.0)).collect()
 }
 
 fn bits<V: Value>(weight: &Array2<V>) -> Array2<u32> {
@@ -165,8 +171,7 @@ fn bytes_are_as_stated() {
 fn products_follow_the_definition() {
     fn test<V: Value>(((n, k), density, seed): Case) -> TestCaseResult {
         let weight = weight::<V>(n, 8 * k, density, false, seed);
-        let mut random = ChaCha8Rng::seed_from_u64(!seed);
-        let x: Vec<f32> = (0..8 * k).map(|_| random.random_range(-1.0f32..1.0)).collect();
+        let x = activations(8 * k, !seed);
         let wide = weight.mapv(V::to_f64);
         for selected in [Selected::top_k(&x, 0.5), Selected::above(&x, 0.4), Selected::all(&x)] {
             let mut pruned = Array1::<f64>::zeros(x.len());
@@ -211,4 +216,89 @@ fn selected_entries_are_those_that_pruning_leaves() {
     }
     assert_eq!(Selected::all(&x).indices(), [0, 1, 2, 3, 5]);
     assert!(Selected::<f32>::top_k(&[], 0.5).is_empty());
+}
+
+/// Every format with every kind of instructions gives the same sums: those of the definition up to the rounding of one
+/// fused multiply-add per selected column, gamma_m sum |w| |x| (and an underflow each).
+#[test]
+fn fast_products_agree_with_each_other_and_with_the_definition() {
+    fn test<V: Vector>(((n, k), density, seed): Case) -> TestCaseResult {
+        let weight = weight::<V>(n, 8 * k, density, false, seed);
+        let x = activations(8 * k, !seed);
+        let magnitudes = Dense::from_dense(weight.mapv(|w| V::of(w.to_f32().abs())).view());
+        let absolute: Vec<f32> = x.iter().map(|x| x.abs()).collect();
+        let rules: [fn(&[f32]) -> Selected; 3] =
+            [|x| Selected::top_k(x, 0.5), |x| Selected::above(x, 0.7), Selected::all];
+        for rule in rules {
+            let selected = rule(&x);
+            let dense = Dense::from_dense(weight.view());
+            let expected = dense.product(&selected);
+            let of_selected = selected.len() as f64 * f64::from(f32::EPSILON / 2.0);
+            let gamma = of_selected / (1.0 - of_selected);
+            let bound = magnitudes.product(&rule(&absolute)) * gamma
+                + selected.len() as f64 * f64::from(f32::from_bits(1));
+
+            let mut first = vec![f32::NAN; n];
+            dense.multiply(&selected, &mut first);
+            for (i, &y) in first.iter().enumerate() {
+                prop_assert!(
+                    (f64::from(y) - expected[i]).abs() <= bound[i],
+                    "row {}: {} for {}",
+                    i,
+                    y,
+                    expected[i]
+                );
+            }
+            let formats: [&dyn Multiply; 3] =
+                [&dense, &TileIndex::from_dense(weight.view()), &TileBitmap::from_dense(weight.view())];
+            for format in formats {
+                prop_assert_eq!(format.shape(), weight.dim());
+                for instructions in Instructions::supported() {
+                    let mut y = vec![f32::NAN; n];
+                    format.multiply_with(instructions, &selected, &mut y);
+                    prop_assert_eq!(&y, &first, "{:?}", instructions);
+                }
+            }
+        }
+        Ok(())
+    }
+    for_each_type(48, (shapes(), densities(), any::<u64>()), [test::<f32>, test::<f16>, test::<bf16>]);
+}
+
+/// More rows than one task has: the tasks' places, and the same bits on one thread as on several.
+#[test]
+fn fast_products_do_not_depend_on_the_number_of_threads() {
+    let weight = weight::<bf16>(10 * TILE + 77, 33, 0.5, false, 3);
+    let bitmap = TileBitmap::from_dense(weight.view());
+    let x = Selected::all(&(1..=33).map(|x| 1.0 / x as f32).collect::<Vec<_>>());
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut y = vec![f32::NAN; weight.nrows()];
+        pool.install(|| bitmap.multiply(&x, &mut y));
+        y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    assert_eq!(on(1), on(3));
+    let definition = bitmap.product(&x);
+    let of_one: Vec<f64> = on(1).into_iter().map(|y| f32::from_bits(y).into()).collect();
+    assert!(definition.iter().zip(of_one).all(|(a, b)| (a - b).abs() < 33.0 * f64::from(f32::EPSILON) * 4.2));
+}
+
+/// The bytes that a product reads are those of the columns it needs.
+#[test]
+fn bytes_read_are_those_of_the_selected_columns() {
+    let weight = weight::<bf16>(2 * TILE, 8, 0.5, false, 5);
+    let x: Vec<f32> = (1..=8).map(|x| x as f32).collect();
+    let formats: [&dyn Multiply; 3] = [
+        &Dense::from_dense(weight.view()),
+        &TileIndex::from_dense(weight.view()),
+        &TileBitmap::from_dense(weight.view()),
+    ];
+    for format in formats {
+        let (all, none) = (format.bytes_read(&Selected::all(&x)), format.bytes_read(&Selected::default()));
+        // All but the offset of the end and what may be read ahead.
+        assert!(none == 0 && all <= format.stored_bytes() && all + 4 + 64 >= format.stored_bytes());
+        let half = format.bytes_read(&Selected::above(&x, 4.0));
+        let rest = format.bytes_read(&Selected::all(&[1.0, 2.0, 3.0, 4.0]));
+        assert_eq!(half + rest, all);
+    }
 }

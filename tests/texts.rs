@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use common::{Published, fixture, read_json};
 use duogpt::calibrate::windows::{Cut, Windows};
 use duogpt::llama::tokenizer::Tokenizer;
-use duogpt::llama::{Checkpoint, LlamaConfig};
+use duogpt::llama::{Checkpoint, ModelConfig};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const RUNS: [&str; 12] = [
@@ -71,7 +71,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
-fn consecutive(text: &std::path::Path, config: &LlamaConfig) -> Result<Windows, Failed> {
+fn consecutive(text: &std::path::Path, config: &ModelConfig) -> Result<Windows, Failed> {
     let tokenizer = Tokenizer::read(&fixture("tiny-llama"))?;
     Ok(Windows::from_text(text, &tokenizer, config, 256, Cut::Consecutive { limit: Some(32) })?)
 }

@@ -13,7 +13,7 @@ use duogpt::calibrate::thresholds::{Allocation, ThresholdFile, ThresholdJob};
 use duogpt::calibrate::windows::Windows;
 use duogpt::evaluate::perplexity::{logits, perplexity};
 use duogpt::llama::Checkpoint;
-use duogpt::llama::model::{Forward, Group, Linear};
+use duogpt::llama::model::{Forward, Group};
 use ndarray::s;
 use serde_json::Value;
 
@@ -45,7 +45,7 @@ impl Nano {
     ) {
         let forward = Forward::<f64>::new(&self.model.config, windows.length());
         let embedding = self.model.embedding::<f64>().unwrap();
-        let mut stream = Stream::new(&forward, &Cpu, embedding.view(), windows, rule);
+        let mut stream = Stream::new(&forward, &Cpu, &embedding, windows, rule);
         for number in 0..self.model.config.num_hidden_layers {
             let layer = self.model.layer::<f64>(number).unwrap();
             stream.enter(&layer);
@@ -70,8 +70,8 @@ fn uniform_thresholds_meet_the_sparsity_within_a_bin_of_the_histogram() {
         let thresholds = file.thresholds(0);
         nano.run(&nano.windows, Activations::default(), |number, group, stream| {
             let all: usize = stream.states.iter().map(|state| state.input.len()).sum();
-            for &linear in group.linears() {
-                let projection = &file.layers[number].projections[linear as usize];
+            for &linear in group.linears(&nano.model.config) {
+                let projection = &file.layers[number].projections[linear.index];
                 let t = projection.threshold;
                 // A bin is at most 2^-7 of its magnitude wide.
                 let bin = count(stream, t * (1.0 + 1.0 / 128.0)) - count(stream, t * (1.0 - 1.0 / 128.0));
@@ -86,8 +86,8 @@ fn uniform_thresholds_meet_the_sparsity_within_a_bin_of_the_histogram() {
         let rule = Activations { thresholds: Some(&thresholds), ..Activations::default() };
         nano.run(&nano.windows, rule, |number, group, stream| {
             let all: usize = stream.states.iter().map(|state| state.input.len()).sum();
-            for &linear in group.linears() {
-                let projection = &file.layers[number].projections[linear as usize];
+            for &linear in group.linears(&nano.model.config) {
+                let projection = &file.layers[number].projections[linear.index];
                 assert_eq!(projection.realised, count(stream, projection.threshold) / all as f64);
             }
         });
@@ -143,8 +143,8 @@ fn thresholds_between_kept_and_pruned_entries_are_top_k() {
     nano.run(&windows, top_k, |number, group, stream| {
         let kept = stream.states[0].input.row(0).into_iter().map(|x| x.abs()).filter(|x| *x > 0.0);
         let smallest = kept.fold(f64::INFINITY, f64::min);
-        group.linears().iter().for_each(|&linear| {
-            layers[number][linear as usize] = smallest * (1.0 - f64::EPSILON);
+        group.linears(&nano.model.config).iter().for_each(|linear| {
+            layers[number][linear.index] = smallest * (1.0 - f64::EPSILON);
         });
     });
     let measure = |rule: Activations| {
@@ -227,7 +227,7 @@ fn the_file_is_read_as_it_was_written() {
     assert_eq!((file.activation_sparsity, file.step), (0.5, Some(0.1)));
     assert_eq!((file.calibration.sequences, file.precision.as_str()), (4, "f64"));
     assert_eq!(file.model.sha256[0].0, "model.safetensors");
-    assert_eq!(file.layers[2].projections[6].shape, Linear::Down.shape(&model.config));
+    assert_eq!(file.layers[2].projections[6].shape, model.config.linears()[6].shape(&model.config));
     let again = scratch.find("nano-llama", "thresholds.json", &[]);
     assert_eq!(again.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&again.stderr).contains("exists already"));

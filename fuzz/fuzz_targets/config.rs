@@ -2,24 +2,25 @@
 
 #![no_main]
 
-use duogpt::llama::{Group, Linear, LlamaConfig};
+use duogpt::llama::config::Positions;
+use duogpt::llama::{Group, ModelConfig};
 use duogpt_fuzz::Directory;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let directory = Directory::unpack(data, &["config.json"]);
     let path = directory.file("config.json");
-    match LlamaConfig::read(&path) {
+    match ModelConfig::read(&path) {
         Err(error) => assert!(error.to_string().contains("config.json"), "{error} names no file"),
         Ok(config) => {
             assert!(config.num_attention_heads.is_multiple_of(config.num_key_value_heads));
-            assert!(
-                config.head_dim.is_multiple_of(2) && config.rms_norm_eps > 0.0 && config.rope_theta > 0.0
-            );
+            if let Positions::Rotary { theta, .. } = config.positions {
+                assert!(config.head_dim.is_multiple_of(2) && theta > 0.0);
+            }
             assert!(
                 config.vocab_size > 0 && config.num_hidden_layers > 0 && config.max_position_embeddings > 0
             );
-            for linear in Linear::ALL {
+            for linear in config.linears() {
                 let (rows, columns) = linear.shape(&config);
                 assert!(rows.checked_mul(columns).is_some_and(|weights| weights > 0));
             }

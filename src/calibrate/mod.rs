@@ -155,7 +155,7 @@ impl PruneJob<'_> {
         let config = &self.checkpoint.config;
         let sequences = self.windows.map_or(0, Windows::len);
         observer.begin(
-            (config.num_hidden_layers * (Group::ALL.len() * 2 * sequences + Linear::ALL.len())) as u64,
+            (config.num_hidden_layers * (Group::ALL.len() * 2 * sequences + config.linears().len())) as u64,
         );
 
         let sparsity = if self.method.sees_sparse_activations() { self.activation_sparsity } else { 0.0 };
@@ -165,20 +165,20 @@ impl PruneJob<'_> {
         let mut streams = match self.windows {
             Some(windows) => {
                 let embedding = self.checkpoint.embedding::<T>()?;
-                let stream = |rule| Stream::new(&forward, backend, embedding.view(), windows, rule);
+                let stream = |rule| Stream::new(&forward, backend, &embedding, windows, rule);
                 Some((stream(dense_activations), stream(sparse_activations)))
             }
             None => None,
         };
 
-        let finished = linears.len() / Linear::ALL.len();
+        let finished = linears.len() / config.linears().len();
         for number in 0..finished {
             // An interrupted run got this far: only the streams have to.
             if let Some((dense, sparse)) = &mut streams {
                 let mut layer = self.checkpoint.layer::<T>(number)?;
                 dense.layer(&layer, || observer.advance());
-                for linear in Linear::ALL {
-                    layer.linears[linear as usize] = output.read(&linear.tensor(number))?;
+                for &linear in config.linears() {
+                    layer.linears[linear.index] = output.read(&self.checkpoint.tensor(number, linear))?;
                 }
                 sparse.layer(&layer, || observer.advance());
                 self.checkpoint.drop_pages();
@@ -192,10 +192,11 @@ impl PruneJob<'_> {
                 sparse.enter(&layer);
             }
             for group in Group::ALL {
-                let name = |linear: Linear| linear.tensor(number);
+                let name = |linear: Linear| self.checkpoint.tensor(number, linear);
                 let refused =
                     |linear: Linear| move |source| CalibrateError::Linear { tensor: name(linear), source };
-                let first = group.linears()[0];
+                let group_linears = group.linears(config);
+                let first = group_linears[0];
 
                 let gathering = Instant::now();
                 let mut gathered = Gathered::new(backend, &self.method, group.channels(config));
@@ -221,11 +222,11 @@ impl PruneJob<'_> {
                 }
                 let (ready, damping_retry) =
                     gathered.prepare(backend, self.damping_retry).map_err(refused(first))?;
-                let shared_seconds = gathering.elapsed().as_secs_f64() / group.linears().len() as f64;
+                let shared_seconds = gathering.elapsed().as_secs_f64() / group_linears.len() as f64;
 
                 let (mut pruned, mut masks) = (Vec::new(), Vec::new());
                 let mut reports = Vec::new();
-                for &linear in group.linears() {
+                for &linear in group_linears {
                     let pruning = Instant::now();
                     let (Pruned { mut weight, mask, .. }, steps) = ready
                         .prune(backend, layer.linear(linear).view(), self.grids.as_ref())
@@ -260,7 +261,7 @@ impl PruneJob<'_> {
                 }
                 if let Some((dense, sparse)) = &mut streams {
                     let errors = advance_both(dense, sparse, &layer, group, &pruned, || observer.advance());
-                    for (&linear, error) in group.linears().iter().zip(&errors) {
+                    for (&linear, error) in group_linears.iter().zip(&errors) {
                         if let Some(stream) = error.not_finite() {
                             let side = "output";
                             return Err(CalibrateError::NotFinite { layer: number, linear, side, stream });
@@ -329,8 +330,9 @@ impl PruneJob<'_> {
         }
         self.method.check_grids(self.grids.as_ref())?;
         for group in Group::ALL {
-            let channels = group.channels(&self.checkpoint.config);
-            let tensor = group.linears()[0].tensor(0);
+            let config = &self.checkpoint.config;
+            let channels = group.channels(config);
+            let tensor = self.checkpoint.tensor(0, group.linears(config)[0]);
             self.method.check(channels).map_err(|source| CalibrateError::Setting { tensor, source })?;
         }
         Ok(())

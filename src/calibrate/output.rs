@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::report::LinearReport;
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
-use crate::llama::{Checkpoint, CheckpointError, Linear};
+use crate::llama::{Checkpoint, CheckpointError};
 use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
 /// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed, or
@@ -179,9 +179,7 @@ impl OutputDirectory {
         checkpoint: &Checkpoint,
         dtype: Option<FloatType>,
     ) -> Result<(), CheckpointError> {
-        let linears: Vec<String> = (0..checkpoint.config.num_hidden_layers)
-            .flat_map(|layer| Linear::ALL.map(|linear| linear.tensor(layer)))
-            .collect();
+        let linears: Vec<String> = checkpoint.linear_tensors().collect();
         let mut total_bytes = 0;
         let mut weight_map = serde_json::Map::new();
         for (number, shard) in checkpoint.shards().iter().enumerate() {

@@ -25,7 +25,8 @@ pub struct LinearReport {
     pub weights: usize,
     /// Weights that are zero as stored.
     pub zeros: usize,
-    /// ||W' X^ - W X~||_F / ||W X~||_F over the calibration data; null without data, or where W X~ is zero.
+    /// ||W' X^ - W X~||_F / ||W X~||_F over the calibration data; null without data, or where W X~ is zero. A bias is in
+    /// neither: it is the same in both outputs, and would only make the norm larger.
     pub relative_output_error: Option<f64>,
     /// Where the best weights for the same mask are, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -1,12 +1,12 @@
 //! The two streams: the original model on dense activations, and the model pruned so far on sparse ones.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::backend::Backend;
 use crate::calibrate::windows::Windows;
 use crate::linalg::{Scalar, matmul};
-use crate::llama::model::{Forward, Group, Layer, Linear, State, apply};
+use crate::llama::model::{Embedding, Forward, Group, Layer, Linear, State, apply};
 use crate::reference::teal::prune_below;
 use crate::tensors::FloatType;
 
@@ -24,7 +24,7 @@ pub struct Activations<'a> {
 /// A threshold t for the input of every linear: entries with |x| > t stay ([`teal`](crate::reference::teal)).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thresholds {
-    /// By layer, then in the order of [`Linear::ALL`].
+    /// By layer, then in the order of the layer's linears.
     pub layers: Vec<Vec<f64>>,
     /// Tokens at the beginning of every sequence that are left alone.
     pub dense_tokens: usize,
@@ -56,7 +56,7 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
     pub fn new(
         forward: &'a Forward<T>,
         backend: &'a B,
-        embedding: ArrayView2<T>,
+        embedding: &Embedding<T>,
         windows: &Windows,
         activations: Activations<'a>,
     ) -> Self {
@@ -113,10 +113,10 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
             Some(Thresholds { layers, dense_tokens }) => {
                 let of = |&linear: &Linear| {
                     let mut x = state.input.clone();
-                    prune_below(x.view_mut(), layers[self.entered - 1][linear as usize], *dense_tokens);
+                    prune_below(x.view_mut(), layers[self.entered - 1][linear.index], *dense_tokens);
                     matmul(x.view(), layer.linear(linear).t())
                 };
-                group.linears().iter().map(of).collect()
+                layer.architecture.group(group).iter().map(of).collect()
             }
         };
         self.advance(layer, group, outputs, state);

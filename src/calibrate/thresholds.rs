@@ -15,11 +15,12 @@
 //! | `calibration`, `precision`, `environment` | the data, the arithmetic, the program, as in `prune-report.json` |
 //! | `layers` | a list with one object per decoder layer |
 //!
-//! and in each layer `projections`, a list of seven in the order q, k, v, o, gate, up, down, with
+//! and in each layer `projections`, a list of its linears in the order of the forward pass (q, k, v, o, gate, up, down; OPT
+//! has no gate), with
 //!
 //! | field | |
 //! |---|---|
-//! | `projection` | `"q_proj"` ... `"down_proj"` |
+//! | `projection` | its name: `"q_proj"` ... `"down_proj"`; of OPT `"out_proj"`, `"fc1"`, `"fc2"` |
 //! | `shape` | rows and columns of its weight |
 //! | `threshold` | t: of its input the entries with \|x\| > t stay |
 //! | `target` | the fraction of its input that is to be pruned |
@@ -31,7 +32,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use ndarray::ArrayView2;
+use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -43,7 +44,7 @@ use super::{CalibrateError, Observer};
 use crate::backend::Backend;
 use crate::linalg::Scalar;
 use crate::llama::model::{Forward, Group, Layer, Linear, State};
-use crate::llama::{Checkpoint, CheckpointError, LlamaConfig};
+use crate::llama::{Checkpoint, CheckpointError, ModelConfig};
 use crate::reference::ConfigError;
 use crate::reference::activation::check_fraction;
 use crate::reference::teal::{MagnitudeHistogram, greedy_allocation};
@@ -103,7 +104,7 @@ pub struct LayerThresholds {
     /// The same with equal sparsities, which are taken where they are better.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub uniform_error: Option<f64>,
-    /// In the order of [`Linear::ALL`].
+    /// In the order of the layer's linears.
     pub projections: Vec<Projection>,
 }
 
@@ -127,7 +128,7 @@ impl ThresholdFile {
     ///
     /// # Errors
     /// [`CheckpointError`]: unreadable, not such a file, or another model's.
-    pub fn read(path: &Path, config: &LlamaConfig) -> Result<Self, CheckpointError> {
+    pub fn read(path: &Path, config: &ModelConfig) -> Result<Self, CheckpointError> {
         let text = std::fs::read_to_string(path).map_err(TensorError::io(path))?;
         let malformed = |detail| CheckpointError::Malformed { path: path.into(), detail };
         let file: ThresholdFile = serde_json::from_str(&text)
@@ -136,7 +137,7 @@ impl ThresholdFile {
         Ok(file)
     }
 
-    fn check(&self, config: &LlamaConfig) -> Result<(), String> {
+    fn check(&self, config: &ModelConfig) -> Result<(), String> {
         if self.format != FORMAT {
             return Err(format!("`format` is {:?}, expected {FORMAT:?}", self.format));
         }
@@ -147,13 +148,11 @@ impl ThresholdFile {
             ));
         }
         for (number, layer) in self.layers.iter().enumerate() {
-            if layer.projections.len() != Linear::ALL.len() {
-                return Err(format!(
-                    "layer {number} has {} projections, expected 7",
-                    layer.projections.len()
-                ));
+            let (found, expected) = (layer.projections.len(), config.linears().len());
+            if found != expected {
+                return Err(format!("layer {number} has {found} projections, expected {expected}"));
             }
-            for (projection, linear) in layer.projections.iter().zip(Linear::ALL) {
+            for (projection, linear) in layer.projections.iter().zip(config.linears()) {
                 let Projection { projection: name, shape, threshold, .. } = projection;
                 if *name != linear.to_string() {
                     return Err(format!("layer {number}: found {name} where {linear} is expected"));
@@ -230,7 +229,7 @@ impl ThresholdJob<'_> {
         observer.begin((config.num_hidden_layers * per_layer) as u64);
         let forward = Forward::<T>::new(config, self.windows.length());
         let embedding = self.checkpoint.embedding::<T>()?;
-        let stream = |rule| Stream::new(&forward, backend, embedding.view(), self.windows, rule);
+        let stream = |rule| Stream::new(&forward, backend, &embedding, self.windows, rule);
 
         let mut dense = stream(Activations::default());
         let mut layers = Vec::new();
@@ -261,8 +260,8 @@ impl ThresholdJob<'_> {
             self.checkpoint.drop_pages();
             sparse.enter(&layer);
             for group in Group::ALL {
-                for &linear in group.linears() {
-                    let projection = &mut found.projections[linear as usize];
+                for linear in group.linears(config) {
+                    let projection = &mut found.projections[linear.index];
                     projection.realised = pruned_fraction(&sparse.states, projection.threshold);
                 }
                 sparse.group(&layer, group);
@@ -288,7 +287,7 @@ impl ThresholdJob<'_> {
         dense.enter(layer);
         for group in Group::ALL {
             if !dense.is_finite() {
-                let linear = group.linears()[0];
+                let linear = layer.architecture.group(group)[0];
                 let (side, stream) = ("input", "dense");
                 return Err(CalibrateError::NotFinite { layer: number, linear, side, stream });
             }
@@ -299,12 +298,13 @@ impl ThresholdJob<'_> {
         }
         self.windows.tokens.rows().into_iter().for_each(|_| observer.advance());
 
+        let linears = layer.architecture.linears;
         let thresholds = |sparsities: &[f64]| -> Result<Vec<f64>, CalibrateError> {
             let of =
-                |linear: Linear| histograms[linear.group() as usize].threshold(sparsities[linear as usize]);
-            Ok(Linear::ALL.into_iter().map(of).collect::<Result<_, _>>()?)
+                |linear: &Linear| histograms[linear.group() as usize].threshold(sparsities[linear.index]);
+            Ok(linears.iter().map(of).collect::<Result<_, _>>()?)
         };
-        let uniform = vec![self.activation_sparsity; Linear::ALL.len()];
+        let uniform = vec![self.activation_sparsity; linears.len()];
         let mut trials = 0;
         // ||y - y'|| / ||y - x||
         let mut relative_error = |sparsities: &[f64]| -> Result<f64, CalibrateError> {
@@ -323,7 +323,7 @@ impl ThresholdJob<'_> {
         };
         let (mut targets, mut error, mut uniform_error) = (uniform.clone(), None, None);
         if greedy {
-            let sizes = Linear::ALL.map(|linear| layer.linear(linear).len());
+            let sizes: Vec<usize> = layer.linears.iter().map(Array2::len).collect();
             let grown = greedy_allocation(&sizes, self.activation_sparsity, self.step, |trial| {
                 // A sparsity that is no fraction does not come here; it would be the last choice.
                 relative_error(trial).unwrap_or(f64::NAN)
@@ -337,15 +337,16 @@ impl ThresholdJob<'_> {
             let left = (self.most_trials() - trials) * self.windows.len();
             (0..left).for_each(|_| observer.advance());
         }
-        let projections = Linear::ALL.into_iter().zip(thresholds(&targets)?).zip(&targets).map(
-            |((linear, threshold), &target)| Projection {
-                projection: linear.to_string(),
-                shape: layer.linear(linear).dim(),
-                threshold,
-                target,
-                realised: 0.0,
-            },
-        );
+        let projections =
+            linears.iter().zip(thresholds(&targets)?).zip(&targets).map(|((linear, threshold), &target)| {
+                Projection {
+                    projection: linear.to_string(),
+                    shape: layer.linear(*linear).dim(),
+                    threshold,
+                    target,
+                    realised: 0.0,
+                }
+            });
         Ok(LayerThresholds { error, uniform_error, projections: projections.collect() })
     }
 
@@ -355,7 +356,8 @@ impl ThresholdJob<'_> {
             Allocation::Uniform => 0,
             // Up to one more step where the division is not exact, and the two at the end.
             Allocation::Greedy => {
-                ((self.activation_sparsity / self.step).ceil() as usize + 1) * Linear::ALL.len() + 2
+                let linears = self.checkpoint.config.linears().len();
+                ((self.activation_sparsity / self.step).ceil() as usize + 1) * linears + 2
             }
         }
     }

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
 use crate::llama::tokenizer::Tokenizer;
-use crate::llama::{CheckpointError, LlamaConfig};
+use crate::llama::{CheckpointError, ModelConfig};
 use crate::tensors::{TensorError, TensorFile};
 
 /// Why there are no windows.
@@ -65,7 +65,7 @@ impl Windows {
     pub fn from_text(
         path: &Path,
         tokenizer: &Tokenizer,
-        config: &LlamaConfig,
+        config: &ModelConfig,
         length: usize,
         cut: Cut,
     ) -> Result<Self, WindowsError> {
@@ -118,7 +118,7 @@ impl Windows {
     /// [`WindowsError`]: unreadable, fewer rows than asked for, another length, tokens outside the vocabulary.
     pub fn from_tokens(
         path: &Path,
-        config: &LlamaConfig,
+        config: &ModelConfig,
         length: Option<usize>,
         limit: Option<usize>,
     ) -> Result<Self, WindowsError> {
@@ -173,7 +173,7 @@ fn nonempty(tokens: Array2<u32>) -> Result<Array2<u32>, String> {
     if tokens.is_empty() { Err("no windows are asked for".into()) } else { Ok(tokens) }
 }
 
-fn check_length(length: usize, config: &LlamaConfig) -> Result<(), String> {
+fn check_length(length: usize, config: &ModelConfig) -> Result<(), String> {
     let longest = config.max_position_embeddings;
     match length {
         0 | 1 => Err(format!("windows of {length} tokens predict nothing; use at least 2")),
@@ -184,7 +184,7 @@ fn check_length(length: usize, config: &LlamaConfig) -> Result<(), String> {
     }
 }
 
-fn check_vocabulary(tokens: impl Iterator<Item = i64>, config: &LlamaConfig) -> Result<(), String> {
+fn check_vocabulary(tokens: impl Iterator<Item = i64>, config: &ModelConfig) -> Result<(), String> {
     let size = config.vocab_size as i64;
     match tokens.into_iter().find(|token| !(0..size).contains(token)) {
         Some(token) => Err(format!(

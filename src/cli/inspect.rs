@@ -7,13 +7,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::CliError;
-use crate::llama::{Checkpoint, Linear};
+use crate::llama::Checkpoint;
 use crate::tensors::Dtype;
 
 /// Arguments of `duogpt inspect`.
 #[derive(Args)]
 pub struct InspectArgs {
-    /// A Hugging Face LLaMA directory.
+    /// A Hugging Face model directory.
     #[arg(value_name = "DIR")]
     model: PathBuf,
     /// Print as JSON to stdout, and nothing else.
@@ -39,12 +39,12 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let mut lines = Vec::new();
     let (mut weights, mut zeros) = (0, 0);
     for layer in 0..checkpoint.config.num_hidden_layers {
-        for linear in Linear::ALL {
+        for &linear in checkpoint.config.linears() {
             let weight = checkpoint.linear::<f32>(layer, linear)?;
             let zero = weight.iter().filter(|w| **w == 0.0).count();
             weights += weight.len();
             zeros += zero;
-            let tensor = linear.tensor(layer);
+            let tensor = checkpoint.tensor(layer, linear);
             let info = checkpoint.info(&tensor)?;
             let sparsity = Some(zero as f64 / weight.len() as f64);
             lines.push(TensorLine { tensor, dtype: info.dtype, shape: info.shape.clone(), sparsity });

@@ -35,12 +35,12 @@ pub struct Cli {
 enum Command {
     /// Compare every method on the small model that comes with the source.
     Demo(demo::DemoArgs),
-    /// Prune a LLaMA checkpoint. Of a flag given twice the last one counts.
+    /// Prune a checkpoint. Of a flag given twice the last one counts.
     #[command(args_override_self = true)]
     Prune(prune::PruneArgs),
     /// Calibrate a threshold for the activations at the input of every linear (TEAL), for `eval --thresholds`.
     Thresholds(thresholds::ThresholdsArgs),
-    /// Prune a LLaMA checkpoint by several methods and say which is best, as far as the noise allows. Of a flag given
+    /// Prune a checkpoint by several methods and say which is best, as far as the noise allows. Of a flag given
     /// twice the last one counts.
     #[command(args_override_self = true)]
     Compare(compare::CompareArgs),

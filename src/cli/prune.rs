@@ -23,7 +23,7 @@ use crate::tensors::FloatType;
 /// Arguments of `duogpt prune`.
 #[derive(Args)]
 pub struct PruneArgs {
-    /// The dense model: a Hugging Face LLaMA directory.
+    /// The dense model: a Hugging Face model directory.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// The directory to create.

@@ -11,12 +11,12 @@ use crate::calibrate::thresholds::{Allocation, ThresholdFile, ThresholdJob};
 use crate::calibrate::windows::{Cut, Windows};
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
-use crate::llama::{Checkpoint, Linear};
+use crate::llama::Checkpoint;
 
 /// Arguments of `duogpt thresholds`.
 #[derive(Args)]
 pub struct ThresholdsArgs {
-    /// The model: a Hugging Face LLaMA directory, pruned or not.
+    /// The model: a Hugging Face model directory, pruned or not.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// The file to create.
@@ -40,7 +40,7 @@ pub struct ThresholdsArgs {
     #[arg(long, value_enum, default_value_t = Allocation::Uniform)]
     allocation: Allocation,
     /// Of the greedy allocation: what a linear grows by at a time, as a fraction of the layer's weights. Finer steps reach
-    /// smaller linears and take longer: 7 P / S runs of each layer.
+    /// smaller linears and take longer: P / S runs of each layer for each of its linears.
     #[arg(long, value_name = "S", default_value_t = 0.02)]
     step: f64,
     /// Arithmetic of the forward passes.
@@ -70,7 +70,7 @@ pub fn run(args: &ThresholdsArgs) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
     print!("{:<8}", "layer");
-    Linear::ALL.iter().for_each(|linear| print!("{:>11}", linear.to_string()));
+    checkpoint.config.linears().iter().for_each(|linear| print!("{:>11}", linear.to_string()));
     println!("   fraction of the input pruned on the calibration data");
     for (number, layer) in file.layers.iter().enumerate() {
         print!("{number:<8}");

@@ -76,6 +76,11 @@ impl Gpu {
         })
     }
 
+    /// The one stream that all work is on: for timing events, and for libraries of the caller's own.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
     /// Every thread that calls CUDA needs the context.
     fn bind(&self) -> Result<(), DeviceError> {
         self.stream.context().bind_to_thread().map_err(failed("binding the device to a thread"))

@@ -1,4 +1,4 @@
-//! The CUDA side of calibration and pruning: the host side of every kernel in `kernels/`, under the names of
+//! The CUDA side of calibration, pruning and the decoding product: the host side of every kernel in `kernels/`, under the names of
 //! [`reference`](mod@crate::reference), and the [`Backend`](crate::backend::Backend) made of them.
 //!
 //! Everything above [`device`] runs unchanged on the emulator of the tests, which checks each access of each kernel on a

@@ -77,31 +77,72 @@ fn prune<D: Device>(
     replay: Replay,
 ) -> Result<Pruned<f32>, PruneError> {
     let (n, k) = weight.dim();
-    let order = &prepared.order;
-    if k != order.len() {
-        return Err(PruneError::Shape { what: "weight", expected: (n, order.len()), found: (n, k) });
+    let channels = prepared.order.len();
+    if k != channels {
+        return Err(PruneError::Shape { what: "weight", expected: (n, channels), found: (n, k) });
     }
     if let Some(mask) = replay.mask.filter(|mask| mask.dim() != (n, k)) {
         return Err(PruneError::Shape { what: "mask", expected: (n, k), found: mask.dim() });
     }
     check_finite("weight", weight)?;
 
+    let forced = match replay.mask {
+        Some(mask) => Some(Buffer::from_host(device, &row_major(mask.mapv(u8::from).view()))?),
+        None => None,
+    };
+    let pruned =
+        prune_on_device(device, prepared, Buffer::from_host(device, &row_major(weight))?, config, forced)?;
+    let weight = to_matrix(pruned.weight.to_host(device)?, (n, k));
+    check_finite("pruned weight", weight.view())?;
+    let mask = to_matrix(pruned.mask.to_host(device)?, (n, k));
+    let score = to_matrix(pruned.score.to_host(device)?, (n, k));
+    Ok(Pruned { weight, mask: mask.mapv(|m| m != 0), score })
+}
+
+/// [`Pruned`], before it leaves the device.
+pub struct PrunedOnDevice<D: Device> {
+    /// The new weight (n x k), original column order.
+    pub weight: Buffer<f32, D>,
+    /// 1 = pruned (n x k), original column order.
+    pub mask: Buffer<u8, D>,
+    /// S as it was compared (n x k), processing order.
+    pub score: Buffer<f32, D>,
+}
+
+/// Algorithm 1 on a weight that is on the device already (n x k, finite), with a mask to use instead of deciding, if there is
+/// one (1 = pruned). Nothing but the new weight says whether a value overflowed.
+///
+/// # Errors
+/// [`DeviceError`].
+///
+/// # Panics
+/// When the weight does not have whole rows of k, or the mask another length.
+pub fn prune_on_device<D: Device>(
+    device: &D,
+    prepared: &Prepared<D>,
+    weight: Buffer<f32, D>,
+    config: &PruneConfig,
+    mask_to_use: Option<Buffer<u8, D>>,
+) -> Result<PrunedOnDevice<D>, DeviceError> {
+    let order = &prepared.order;
+    let k = order.len();
+    let n = weight.len() / k.max(1);
+    assert_eq!(weight.len(), n * k, "a weight of another width");
     let zeroed: Vec<bool> = order
         .iter()
         .map(|&column| config.dead_channels == DeadChannels::Zero && prepared.dead[column])
         .collect();
-    let original = Buffer::from_host(device, &row_major(weight))?;
-    let w = permute_columns(device, &original, order, &zeroed)?;
-    drop(original);
-    let forced = replay.mask.is_some();
-    let decided = match replay.mask {
+    let w = permute_columns(device, &weight, order, &zeroed)?;
+    drop(weight);
+    let forced = mask_to_use.is_some();
+    let decided = match mask_to_use {
         Some(mask) => {
-            let mask = Buffer::from_host(device, &row_major(mask.mapv(u8::from).view()))?;
+            assert_eq!(mask.len(), n * k, "a mask of another shape");
             permute_mask(device, &mask, order)?
         }
-        None => Buffer::zeros(device, n * k)?,
+        None => Buffer::new(device, n * k)?, // every block writes its part
     };
-    let s = Buffer::zeros(device, n * k)?;
+    let s = Buffer::new(device, n * k)?;
     let layer = Layer { w: &w, mask: &decided, s: &s };
     let factors = Factors {
         lt: &prepared.lt,
@@ -127,10 +168,11 @@ fn prune<D: Device>(
     }
 
     let back = inverse(order);
-    let weight = to_matrix(permute_columns(device, &w, &back, &vec![false; k])?.to_host(device)?, (n, k));
-    check_finite("pruned weight", weight.view())?;
-    let mask = to_matrix(permute_mask(device, &decided, &back)?.to_host(device)?, (n, k));
-    Ok(Pruned { weight, mask: mask.mapv(|m| m != 0), score: to_matrix(s.to_host(device)?, (n, k)) })
+    Ok(PrunedOnDevice {
+        weight: permute_columns(device, &w, &back, &vec![false; k])?,
+        mask: permute_mask(device, &decided, &back)?,
+        score: s,
+    })
 }
 
 fn row_major<T: Copy>(a: ArrayView2<T>) -> Vec<T> {

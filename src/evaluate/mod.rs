@@ -6,37 +6,22 @@ pub mod noise;
 pub mod perplexity;
 pub mod zero_shot;
 
-use ndarray::{Array1, Array2, ArrayView1};
+use ndarray::ArrayView1;
 use rayon::prelude::*;
 
 use crate::backend::Backend;
 use crate::calibrate::Observer;
 use crate::calibrate::streams::Stream;
-use crate::linalg::{Scalar, matmul};
+use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
-use crate::llama::model::{Forward, State};
+use crate::llama::model::{Head, State};
 use crate::tensors::TensorError;
 
-/// What stands behind the last layer.
-struct Head<'a, T> {
-    forward: &'a Forward<T>,
-    norm: Array1<T>,
-    /// (vocabulary x hidden)
-    weight: Array2<T>,
-}
-
-impl<T: Scalar> Head<'_, T> {
-    /// (tokens x vocabulary), of hidden states (tokens x hidden).
-    fn logits(&self, hidden: &Array2<T>) -> Array2<T> {
-        matmul(self.forward.norm(hidden, &self.norm).view(), self.weight.t())
-    }
-}
-
-/// Takes a stream from the bottom to the top, one layer in memory at a time, and hands each state on with its number.
+/// Takes a stream from the bottom to the top, one layer in memory at a time, and hands each state on with its number and
+/// what makes logits of it.
 /// The observer hears `layers + 1` steps per state.
 fn through_the_model<T: Scalar, B: Backend<T>, R: Send>(
     checkpoint: &Checkpoint,
-    forward: &Forward<T>,
     mut stream: Stream<T, B>,
     observer: &dyn Observer,
     then: impl Fn(usize, &State<T>, &Head<T>) -> R + Sync,
@@ -46,7 +31,7 @@ fn through_the_model<T: Scalar, B: Backend<T>, R: Send>(
         checkpoint.drop_pages();
         stream.layer(&layer, || observer.advance());
     }
-    let head = Head { forward, norm: checkpoint.final_norm::<T>()?, weight: checkpoint.lm_head::<T>()? };
+    let head = checkpoint.head::<T>()?;
     let each = |(i, state): (usize, &State<T>)| {
         let result = then(i, state, &head);
         observer.advance();

@@ -81,10 +81,10 @@ fn each_logits<T: Scalar, B: Backend<T>, R: Send>(
     observer.begin(((layers + 1) * windows.len()) as u64);
     let forward = Forward::<T>::new(&checkpoint.config, windows.length());
     let embedding = checkpoint.embedding::<T>()?;
-    let stream = Stream::new(&forward, backend, embedding.view(), windows, activations);
+    let stream = Stream::new(&forward, backend, &embedding, windows, activations);
     drop(embedding);
-    through_the_model(checkpoint, &forward, stream, observer, |i, state, head| {
-        then(i, head.logits(&state.hidden))
+    through_the_model(checkpoint, stream, observer, |i, state, head| {
+        then(i, forward.logits(head, &state.hidden))
     })
 }
 

@@ -3,7 +3,7 @@
 
 use ndarray::{Array2, ArrayView2, s};
 
-use super::LlamaConfig;
+use super::ModelConfig;
 use crate::linalg::Scalar;
 
 /// Keys, already turned by their positions, and values of one layer (tokens x kv heads * head_dim).
@@ -17,7 +17,7 @@ pub struct KeyValues<T> {
 
 impl<T: Scalar> KeyValues<T> {
     /// Room for `capacity` tokens. The system provides memory only for rows that are written.
-    pub fn new(config: &LlamaConfig, capacity: usize) -> Self {
+    pub fn new(config: &ModelConfig, capacity: usize) -> Self {
         let room = || Array2::zeros((capacity, config.key_value_size()));
         KeyValues { length: 0, keys: room(), values: room() }
     }
@@ -81,7 +81,7 @@ mod tests {
             }
         };
 
-        let mut whole = State::embed(embedding.view(), tokens.view());
+        let mut whole = State::embed(&embedding, tokens.view());
         layers.iter().for_each(|layer| through(layer, &mut whole));
 
         let mut kept: Vec<_> =
@@ -90,7 +90,7 @@ mod tests {
         for piece in [1, 1, 130, 5, 129, 33, 1] {
             let places = before..before + piece;
             let layout = Layout::after(before, piece);
-            let mut state = State::embed_branches(embedding.view(), tokens.slice(s![places.clone()]), layout);
+            let mut state = State::embed_branches(&embedding, tokens.slice(s![places.clone()]), layout);
             for (layer, kept) in layers.iter().zip(&mut kept) {
                 state.kept = kept.take();
                 through(layer, &mut state);

@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2};
 
-use super::model::{Group, Layer, Linear};
-use super::{CheckpointError, Jitter, LlamaConfig};
+use super::architecture::layer_tensor;
+use super::config::{NormKind, Positions};
+use super::model::{Embedding, Head, Layer, Linear, Norm};
+use super::{CheckpointError, Jitter, ModelConfig};
 use crate::files::parse_json;
 use crate::linalg::Scalar;
 use crate::tensors::{FloatType, TensorError, TensorFile, TensorInfo};
 
-/// Names the tensors that are no decoder layer's.
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-const FINAL_NORM: &str = "model.norm.weight";
 const LM_HEAD: &str = "lm_head.weight";
 
 /// An open model directory whose tensors are all there and all of the right shape.
@@ -21,12 +20,14 @@ pub struct Checkpoint {
     /// The directory.
     pub directory: PathBuf,
     /// Shapes and constants.
-    pub config: LlamaConfig,
+    pub config: ModelConfig,
     /// Disturbs the decoder layers' linears as they are read.
     pub jitter: Option<Jitter>,
     shards: Vec<TensorFile>,
     /// Tensor to shard.
     place: BTreeMap<String, usize>,
+    /// What the names of the decoder's tensors begin with.
+    prefix: &'static str,
 }
 
 impl Checkpoint {
@@ -46,9 +47,13 @@ impl Checkpoint {
                 detail: "no such directory; expected a Hugging Face model directory".into(),
             });
         }
-        let config = LlamaConfig::read(&directory.join("config.json"))?;
+        let config = ModelConfig::read(&directory.join("config.json"))?;
         let (shards, place) = open_shards(directory)?;
-        let checkpoint = Checkpoint { directory: directory.into(), config, jitter: None, shards, place };
+        let prefixes = config.architecture.prefixes;
+        let there = |prefix: &&&str| place.contains_key(&embedding_name(prefix));
+        let prefix = prefixes.iter().find(there).unwrap_or(&prefixes[0]);
+        let checkpoint =
+            Checkpoint { directory: directory.into(), config, jitter: None, shards, place, prefix };
         checkpoint.check_tensors()?;
         Ok(checkpoint)
     }
@@ -91,14 +96,34 @@ impl Checkpoint {
         self.shard(name)?.matrix(name)
     }
 
+    /// The name of the tensor that holds a linear's weight.
+    pub fn tensor(&self, layer: usize, linear: Linear) -> String {
+        self.of_layer(layer, linear.module, "weight")
+    }
+
+    /// The names of the weights of all layers' linears.
+    pub fn linear_tensors(&self) -> impl Iterator<Item = String> {
+        let of_layer =
+            move |layer| self.config.linears().iter().map(move |&linear| self.tensor(layer, linear));
+        (0..self.config.num_hidden_layers).flat_map(of_layer)
+    }
+
+    fn of_layer(&self, layer: usize, module: &str, part: &str) -> String {
+        format!("{}{}", self.prefix, layer_tensor(layer, module, part))
+    }
+
+    fn of_decoder(&self, module: &str, part: &str) -> String {
+        format!("{}{module}.{part}", self.prefix)
+    }
+
     /// One linear's weight (out x in).
     ///
     /// # Errors
     /// [`TensorError::NotFinite`].
     pub fn linear<T: Scalar>(&self, layer: usize, linear: Linear) -> Result<Array2<T>, TensorError> {
-        let mut weight = self.matrix(&linear.tensor(layer))?;
+        let mut weight = self.matrix(&self.tensor(layer, linear))?;
         if let Some(jitter) = self.jitter {
-            jitter.apply((layer * Linear::ALL.len() + linear as usize) as u32, &mut weight);
+            jitter.apply((layer * self.config.linears().len() + linear.index) as u32, &mut weight);
         }
         Ok(weight)
     }
@@ -108,36 +133,78 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorError::NotFinite`].
     pub fn layer<T: Scalar>(&self, layer: usize) -> Result<Layer<T>, TensorError> {
-        let linears = Linear::ALL.map(|linear| self.linear(layer, linear));
+        let architecture = self.config.architecture;
+        let norm = |module| self.norm(|part| self.of_layer(layer, module, part));
+        let bias = |linear: &Linear| {
+            let biased = self.config.biased.contains(&linear.role);
+            biased.then(|| self.vector(&self.of_layer(layer, linear.module, "bias"))).transpose()
+        };
+        let linears = architecture.linears;
         Ok(Layer {
-            input_layernorm: self.vector(&input_layernorm(layer))?,
-            post_attention_layernorm: self.vector(&post_attention_layernorm(layer))?,
-            linears: linears.into_iter().collect::<Result<_, _>>()?,
+            attention_norm: norm(architecture.attention_norm)?,
+            mlp_norm: norm(architecture.mlp_norm)?,
+            linears: linears.iter().map(|&linear| self.linear(layer, linear)).collect::<Result<_, _>>()?,
+            biases: linears.iter().map(bias).collect::<Result<_, _>>()?,
+            window: self.config.window(layer),
+            architecture,
         })
     }
 
-    /// The embedding (vocabulary x hidden).
-    ///
-    /// # Errors
-    /// [`TensorError::NotFinite`].
-    pub fn embedding<T: Scalar>(&self) -> Result<Array2<T>, TensorError> {
-        self.matrix(EMBEDDING)
+    /// The norm whose parts have these names.
+    fn norm<T: Scalar>(&self, name: impl Fn(&str) -> String) -> Result<Norm<T>, TensorError> {
+        let bias = match self.config.norm {
+            NormKind::Rms { .. } => None,
+            NormKind::Layer { .. } => Some(self.vector(&name("bias"))?),
+        };
+        Ok(Norm { weight: self.vector(&name("weight"))?, bias })
     }
 
-    /// The weight of the norm before lm_head (hidden).
-    ///
-    /// # Errors
-    /// [`TensorError::NotFinite`].
-    pub fn final_norm<T: Scalar>(&self) -> Result<Array1<T>, TensorError> {
-        self.vector(FINAL_NORM)
+    /// The name of the tensor with a row for each token.
+    pub fn embedding_tensor(&self) -> String {
+        embedding_name(self.prefix)
     }
 
-    /// lm_head (vocabulary x hidden); the embedding where the two are tied.
+    /// What stands before the first layer.
     ///
     /// # Errors
     /// [`TensorError::NotFinite`].
-    pub fn lm_head<T: Scalar>(&self) -> Result<Array2<T>, TensorError> {
-        self.matrix(if self.config.tie_word_embeddings { EMBEDDING } else { LM_HEAD })
+    pub fn embedding<T: Scalar>(&self) -> Result<Embedding<T>, TensorError> {
+        let positions = match self.config.positions {
+            Positions::Rotary { .. } => None,
+            Positions::Learned { offset } => {
+                let table = self.matrix(&self.of_decoder(POSITIONS, "weight"))?;
+                Some(table.slice_move(ndarray::s![offset.., ..]))
+            }
+        };
+        let project = self.projects().then(|| self.matrix(&self.of_decoder(PROJECT_IN, "weight")));
+        Ok(Embedding {
+            tokens: self.matrix(&self.embedding_tensor())?,
+            project: project.transpose()?,
+            positions,
+        })
+    }
+
+    /// What stands behind the last layer. lm_head is the embedding where the two are tied.
+    ///
+    /// # Errors
+    /// [`TensorError::NotFinite`].
+    pub fn head<T: Scalar>(&self) -> Result<Head<T>, TensorError> {
+        let config = &self.config;
+        let norm = || self.norm(|part| self.of_decoder(config.architecture.final_norm, part));
+        let project = self.projects().then(|| self.matrix(&self.of_decoder(PROJECT_OUT, "weight")));
+        Ok(Head {
+            norm: config.final_norm.then(norm).transpose()?,
+            project: project.transpose()?,
+            weight: match config.tie_word_embeddings {
+                true => self.matrix(&self.embedding_tensor())?,
+                false => self.matrix(LM_HEAD)?,
+            },
+        })
+    }
+
+    /// Whether the embedding has another width than the residual stream.
+    fn projects(&self) -> bool {
+        self.config.embedding_size != self.config.hidden_size
     }
 
     /// Gives mapped pages back to the system. Called after each layer, so that the resident set does not grow with
@@ -147,21 +214,34 @@ impl Checkpoint {
     }
 
     fn check_tensors(&self) -> Result<(), CheckpointError> {
-        let c = &self.config;
-        self.check(EMBEDDING, &[c.vocab_size, c.hidden_size])?;
-        self.check(FINAL_NORM, &[c.hidden_size])?;
+        let (c, architecture) = (&self.config, self.config.architecture);
+        self.check(&self.embedding_tensor(), &[c.vocab_size, c.embedding_size])?;
+        if let Positions::Learned { offset } = c.positions {
+            let rows = c.max_position_embeddings + offset;
+            self.check(&self.of_decoder(POSITIONS, "weight"), &[rows, c.hidden_size])?;
+        }
+        if self.projects() {
+            self.check(&self.of_decoder(PROJECT_IN, "weight"), &[c.hidden_size, c.embedding_size])?;
+            self.check(&self.of_decoder(PROJECT_OUT, "weight"), &[c.embedding_size, c.hidden_size])?;
+        }
+        if c.final_norm {
+            self.check_norm(|part| self.of_decoder(architecture.final_norm, part))?;
+        }
         if !c.tie_word_embeddings {
-            self.check(LM_HEAD, &[c.vocab_size, c.hidden_size])?;
+            self.check(LM_HEAD, &[c.vocab_size, c.embedding_size])?;
         }
         for layer in 0..c.num_hidden_layers {
-            self.check(&input_layernorm(layer), &[c.hidden_size])?;
-            self.check(&post_attention_layernorm(layer), &[c.hidden_size])?;
-            for linear in Linear::ALL {
+            self.check_norm(|part| self.of_layer(layer, architecture.attention_norm, part))?;
+            self.check_norm(|part| self.of_layer(layer, architecture.mlp_norm, part))?;
+            for &linear in architecture.linears {
                 let (rows, columns) = linear.shape(c);
-                self.check(&linear.tensor(layer), &[rows, columns])?;
+                self.check(&self.tensor(layer, linear), &[rows, columns])?;
+                if c.biased.contains(&linear.role) {
+                    self.check(&self.of_layer(layer, linear.module, "bias"), &[rows])?;
+                }
             }
         }
-        let beyond = Linear::Q.tensor(c.num_hidden_layers);
+        let beyond = self.tensor(c.num_hidden_layers, architecture.linears[0]);
         if self.place.contains_key(&beyond) {
             return Err(CheckpointError::Malformed {
                 path: self.directory.join("config.json"),
@@ -172,6 +252,14 @@ impl Checkpoint {
             });
         }
         Ok(())
+    }
+
+    fn check_norm(&self, name: impl Fn(&str) -> String) -> Result<(), TensorError> {
+        self.check(&name("weight"), &[self.config.hidden_size])?;
+        match self.config.norm {
+            NormKind::Rms { .. } => Ok(()),
+            NormKind::Layer { .. } => self.check(&name("bias"), &[self.config.hidden_size]),
+        }
     }
 
     fn check(&self, name: &str, expected: &[usize]) -> Result<(), TensorError> {
@@ -194,24 +282,14 @@ impl Checkpoint {
     }
 }
 
-fn input_layernorm(layer: usize) -> String {
-    format!("model.layers.{layer}.input_layernorm.weight")
+fn embedding_name(prefix: &str) -> String {
+    format!("{prefix}embed_tokens.weight")
 }
 
-fn post_attention_layernorm(layer: usize) -> String {
-    format!("model.layers.{layer}.post_attention_layernorm.weight")
-}
-
-impl Linear {
-    /// The tensor that holds this linear's weight.
-    pub fn tensor(self, layer: usize) -> String {
-        let block = match self.group() {
-            Group::Qkv | Group::O => "self_attn",
-            Group::GateUp | Group::Down => "mlp",
-        };
-        format!("model.layers.{layer}.{block}.{self}.weight")
-    }
-}
+/// Of the decoder, where an architecture has them.
+const POSITIONS: &str = "embed_positions";
+const PROJECT_IN: &str = "project_in";
+const PROJECT_OUT: &str = "project_out";
 
 type Shards = (Vec<TensorFile>, BTreeMap<String, usize>);
 

@@ -1,5 +1,7 @@
-//! LLaMA: configuration, checkpoint, tokenizer, and the forward pass in four groups per decoder layer.
+//! Models: configuration, checkpoint, tokenizer, and the forward pass in four groups per decoder layer. LLaMA gave the
+//! names; the other [architectures](architecture) are described by how they differ from it.
 
+pub mod architecture;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
@@ -8,7 +10,7 @@ pub mod model;
 pub mod tokenizer;
 
 pub use checkpoint::Checkpoint;
-pub use config::LlamaConfig;
+pub use config::ModelConfig;
 pub use jitter::Jitter;
 pub use model::{Group, Layer, Linear};
 

@@ -2,27 +2,30 @@
 //!
 //! Calibration, perplexity and generation run the same steps; between two of them stands whatever treats the
 //! activations. The arithmetic is Hugging Face's: half-split rotary embedding, each key-value head repeated for
-//! consecutive query heads.
+//! consecutive query heads. What differs from one [architecture](super::architecture) to another is read from
+//! [`ModelConfig`].
 
 use std::fmt;
 use std::ops::Range;
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 
-use super::LlamaConfig;
+use super::ModelConfig;
+use super::architecture::Architecture;
 use super::cache::KeyValues;
+use super::config::{Activation, Llama3Scaling, NormKind, NormPlace, Positions};
 use crate::linalg::{Scalar, gemm, matmul};
 
 /// Linears with one common input, pruned with one set of statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// q, k and v, behind the first norm.
+    /// q, k and v, at the entrance of the attention block.
     Qkv,
     /// o, behind the attention.
     O,
-    /// gate and up, behind the second norm.
+    /// gate and up, at the entrance of the MLP; up alone in an MLP without a gate.
     GateUp,
-    /// down, behind silu(gate) * up.
+    /// down, behind act(gate) * up, or act(up).
     Down,
 }
 
@@ -31,24 +34,19 @@ impl Group {
     pub const ALL: [Group; 4] = [Group::Qkv, Group::O, Group::GateUp, Group::Down];
 
     /// The linears of the group.
-    pub fn linears(self) -> &'static [Linear] {
-        match self {
-            Group::Qkv => &[Linear::Q, Linear::K, Linear::V],
-            Group::O => &[Linear::O],
-            Group::GateUp => &[Linear::Gate, Linear::Up],
-            Group::Down => &[Linear::Down],
-        }
+    pub fn linears(self, config: &ModelConfig) -> &'static [Linear] {
+        config.architecture.group(self)
     }
 
     /// Width of the common input.
-    pub fn channels(self, config: &LlamaConfig) -> usize {
-        self.linears()[0].shape(config).1
+    pub fn channels(self, config: &ModelConfig) -> usize {
+        self.linears(config)[0].shape(config).1
     }
 }
 
-/// The seven linears of a decoder layer.
+/// What a linear does in the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Linear {
+pub enum Role {
     /// Queries.
     Q,
     /// Keys.
@@ -65,72 +63,122 @@ pub enum Linear {
     Down,
 }
 
+/// One of the linears of a decoder layer: a row of its [architecture](super::architecture)'s table. Shown by its own name,
+/// as `q_proj` or `fc1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linear {
+    /// What it does.
+    pub role: Role,
+    /// Its place among the layer's linears, from 0.
+    pub index: usize,
+    /// What its tensors are called in the layer: `self_attn.q_proj`.
+    pub module: &'static str,
+}
+
 impl Linear {
-    /// In the order of the forward pass.
-    pub const ALL: [Linear; 7] =
-        [Linear::Q, Linear::K, Linear::V, Linear::O, Linear::Gate, Linear::Up, Linear::Down];
+    /// A table of linears, in the order of the forward pass.
+    pub const fn table<const N: usize>(rows: [(Role, &'static str); N]) -> [Linear; N] {
+        let mut table = [Linear { role: rows[0].0, index: 0, module: rows[0].1 }; N];
+        let mut index = 1;
+        while index < N {
+            table[index] = Linear { role: rows[index].0, index, module: rows[index].1 };
+            index += 1;
+        }
+        table
+    }
 
     /// The group it belongs to.
     pub fn group(self) -> Group {
-        match self {
-            Linear::Q | Linear::K | Linear::V => Group::Qkv,
-            Linear::O => Group::O,
-            Linear::Gate | Linear::Up => Group::GateUp,
-            Linear::Down => Group::Down,
+        match self.role {
+            Role::Q | Role::K | Role::V => Group::Qkv,
+            Role::O => Group::O,
+            Role::Gate | Role::Up => Group::GateUp,
+            Role::Down => Group::Down,
         }
     }
 
     /// Rows (out) and columns (in) of its weight.
-    pub fn shape(self, config: &LlamaConfig) -> (usize, usize) {
-        match self {
-            Linear::Q => (config.query_size(), config.hidden_size),
-            Linear::K | Linear::V => (config.key_value_size(), config.hidden_size),
-            Linear::O => (config.hidden_size, config.query_size()),
-            Linear::Gate | Linear::Up => (config.intermediate_size, config.hidden_size),
-            Linear::Down => (config.hidden_size, config.intermediate_size),
+    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
+        match self.role {
+            Role::Q => (config.query_size(), config.hidden_size),
+            Role::K | Role::V => (config.key_value_size(), config.hidden_size),
+            Role::O => (config.hidden_size, config.query_size()),
+            Role::Gate | Role::Up => (config.intermediate_size, config.hidden_size),
+            Role::Down => (config.hidden_size, config.intermediate_size),
         }
     }
 }
 
 impl fmt::Display for Linear {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Linear::Q => "q_proj",
-            Linear::K => "k_proj",
-            Linear::V => "v_proj",
-            Linear::O => "o_proj",
-            Linear::Gate => "gate_proj",
-            Linear::Up => "up_proj",
-            Linear::Down => "down_proj",
-        })
+        let (_, name) = self.module.rsplit_once('.').unwrap_or(("", self.module));
+        f.write_str(name)
     }
+}
+
+/// The weights of a norm (hidden each).
+#[derive(Clone, Debug)]
+pub struct Norm<T> {
+    /// Multiplies.
+    pub weight: Array1<T>,
+    /// Is added, by a LayerNorm.
+    pub bias: Option<Array1<T>>,
 }
 
 /// The weights of one decoder layer.
 #[derive(Clone, Debug)]
 pub struct Layer<T> {
-    /// Weight of the norm before attention (hidden).
-    pub input_layernorm: Array1<T>,
-    /// Weight of the norm before the MLP (hidden).
-    pub post_attention_layernorm: Array1<T>,
-    /// The linears (out x in), in the order of [`Linear::ALL`].
+    /// The norm of the attention block.
+    pub attention_norm: Norm<T>,
+    /// The norm of the MLP.
+    pub mlp_norm: Norm<T>,
+    /// The linears (out x in), in the order of their architecture's table.
     pub linears: Vec<Array2<T>>,
+    /// Their biases (out), in the same order.
+    pub biases: Vec<Option<Array1<T>>>,
+    /// How many tokens a token sees, itself included; all before it without one.
+    pub window: Option<usize>,
+    /// Whose linears they are.
+    pub architecture: &'static Architecture,
 }
 
 impl<T: Scalar> Layer<T> {
     /// One linear's weight (out x in).
     pub fn linear(&self, linear: Linear) -> &Array2<T> {
-        &self.linears[linear as usize]
+        &self.linears[linear.index]
     }
 
     /// The weights of a group.
     pub fn group(&self, group: Group) -> &[Array2<T>] {
-        let linears = group.linears();
-        &self.linears[linears[0] as usize..=linears[linears.len() - 1] as usize]
+        let linears = self.architecture.group(group);
+        &self.linears[linears[0].index..][..linears.len()]
     }
 }
 
-/// y = x W^T for every weight (out x in) of a group; `x` is tokens x in.
+/// What stands before the first layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding<T> {
+    /// A row for each token (vocabulary x embedding width).
+    pub tokens: Array2<T>,
+    /// Takes it to the width of the residual stream, where that is another (hidden x embedding width).
+    pub project: Option<Array2<T>>,
+    /// Is added, by position, where positions are learned (positions x hidden).
+    pub positions: Option<Array2<T>>,
+}
+
+/// What stands behind the last layer.
+#[derive(Clone, Debug)]
+pub struct Head<T> {
+    /// The norm before lm_head, where there is one.
+    pub norm: Option<Norm<T>>,
+    /// Takes the residual stream to the width of the embedding, where that is another (embedding width x hidden).
+    pub project: Option<Array2<T>>,
+    /// lm_head (vocabulary x embedding width).
+    pub weight: Array2<T>,
+}
+
+/// y = x W^T for every weight (out x in) of a group; `x` is tokens x in. Biases are not in it: [`Forward::advance`] adds
+/// them, so that what pruning does to an output is measured on what the weights contribute to it.
 pub fn apply<T: Scalar>(weights: &[Array2<T>], x: ArrayView2<T>) -> Vec<Array2<T>> {
     weights.iter().map(|w| matmul(x, w.t())).collect()
 }
@@ -212,22 +260,29 @@ pub struct State<T> {
 }
 
 impl<T: Scalar> State<T> {
-    /// One sequence at the bottom of the model: the rows of the embedding (vocabulary x hidden).
+    /// One sequence at the bottom of the model.
     ///
     /// # Panics
-    /// When a token lies outside the vocabulary.
-    pub fn embed(embedding: ArrayView2<T>, tokens: ArrayView1<u32>) -> Self {
+    /// When a token lies outside the vocabulary, or the sequence is longer than the table of positions.
+    pub fn embed(embedding: &Embedding<T>, tokens: ArrayView1<u32>) -> Self {
         Self::embed_branches(embedding, tokens, Layout::new(tokens.len(), []))
     }
 
     /// The same for tokens in the order of a layout's rows.
     ///
     /// # Panics
-    /// When a token lies outside the vocabulary, or the layout has another number of rows.
-    pub fn embed_branches(embedding: ArrayView2<T>, tokens: ArrayView1<u32>, layout: Layout) -> Self {
+    /// As [`embed`](Self::embed), and when the layout has another number of rows.
+    pub fn embed_branches(embedding: &Embedding<T>, tokens: ArrayView1<u32>, layout: Layout) -> Self {
         assert_eq!(tokens.len(), layout.rows(), "a token per row");
         let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-        let hidden = embedding.select(Axis(0), &rows);
+        let mut hidden = embedding.tokens.select(Axis(0), &rows);
+        if let Some(project) = &embedding.project {
+            hidden = matmul(hidden.view(), project.t());
+        }
+        if let Some(table) = &embedding.positions {
+            let positions: Vec<usize> = layout.positions().collect();
+            hidden += &table.select(Axis(0), &positions);
+        }
         State { layout, hidden, input: Array2::zeros((0, 0)), kept: None }
     }
 }
@@ -235,105 +290,176 @@ impl<T: Scalar> State<T> {
 /// The steps between the linears.
 #[derive(Clone, Debug)]
 pub struct Forward<T> {
-    config: LlamaConfig,
-    rotary: Rotary<T>,
+    config: ModelConfig,
+    rotary: Option<Rotary<T>>,
 }
 
 impl<T: Scalar> Forward<T> {
     /// For sequences of up to `length` tokens.
-    pub fn new(config: &LlamaConfig, length: usize) -> Self {
-        Forward { config: config.clone(), rotary: Rotary::new(config, length) }
+    pub fn new(config: &ModelConfig, length: usize) -> Self {
+        let rotary = match config.positions {
+            Positions::Rotary { theta, scaling } => {
+                Some(Rotary::new(theta, scaling, config.head_dim, length))
+            }
+            Positions::Learned { .. } => None,
+        };
+        Forward { config: config.clone(), rotary }
     }
 
     /// Enters a layer: sets the input of {q, k, v}.
     pub fn enter(&self, layer: &Layer<T>, state: &mut State<T>) {
-        state.input = self.norm(&state.hidden, &layer.input_layernorm);
+        state.input = self.block_input(&state.hidden, &layer.attention_norm);
     }
 
-    /// Takes the outputs of `group` (a matrix per linear) and sets the input of the next group of the layer.
-    /// Behind {down} there is none: the next layer is entered.
-    pub fn advance(&self, layer: &Layer<T>, group: Group, outputs: Vec<Array2<T>>, state: &mut State<T>) {
+    /// Takes the outputs of `group` without their biases (a matrix per linear, from [`apply`]) and sets the input of the
+    /// next group of the layer. Behind {down} there is none: the next layer is entered.
+    pub fn advance(&self, layer: &Layer<T>, group: Group, mut outputs: Vec<Array2<T>>, state: &mut State<T>) {
+        for (linear, output) in layer.architecture.group(group).iter().zip(&mut outputs) {
+            if let Some(bias) = &layer.biases[linear.index] {
+                *output += bias;
+            }
+        }
         let mut outputs = outputs.into_iter();
         let mut next = || outputs.next().expect("one output per linear of the group");
         match group {
             Group::Qkv => {
                 let (mut q, mut k, v) = (next(), next(), next());
-                self.rotary.turn(&mut q, &state.layout);
-                self.rotary.turn(&mut k, &state.layout);
+                if let Some(rotary) = &self.rotary {
+                    rotary.turn(&mut q, &state.layout);
+                    rotary.turn(&mut k, &state.layout);
+                }
+                let (layout, window) = (&state.layout, layer.window);
                 state.input = match &mut state.kept {
-                    None => self.attention(q.view(), k.view(), v.view(), &state.layout),
+                    None => self.attention(q.view(), k.view(), v.view(), layout, window),
                     Some(kept) => {
                         kept.append(k.view(), v.view());
-                        self.attention(q.view(), kept.keys(), kept.values(), &state.layout)
+                        self.attention(q.view(), kept.keys(), kept.values(), layout, window)
                     }
                 };
             }
             Group::O => {
-                state.hidden += &next();
-                state.input = self.norm(&state.hidden, &layer.post_attention_layernorm);
+                self.leave_block(next(), &layer.attention_norm, state);
+                state.input = self.block_input(&state.hidden, &layer.mlp_norm);
             }
             Group::GateUp => {
-                let (mut gate, up) = (next(), next());
-                Zip::from(&mut gate).and(&up).for_each(|gate, &up| *gate = silu(*gate) * up);
-                state.input = gate;
+                let mut inner = next();
+                inner.mapv_inplace(|x| self.config.activation.apply(x));
+                // The first was a gate if there is a second.
+                if let Some(up) = outputs.next() {
+                    inner *= &up;
+                }
+                state.input = inner;
             }
             Group::Down => {
-                state.hidden += &next();
+                self.leave_block(next(), &layer.mlp_norm, state);
                 state.input = Array2::zeros((0, 0));
             }
         }
     }
 
-    /// x / rms(x) * weight, token by token.
-    pub fn norm(&self, x: &Array2<T>, weight: &Array1<T>) -> Array2<T> {
-        let (eps, width) = (T::of(self.config.rms_norm_eps), T::of(x.ncols() as f64));
+    /// What a block (attention or MLP) sees of the residual stream.
+    fn block_input(&self, hidden: &Array2<T>, norm: &Norm<T>) -> Array2<T> {
+        match self.config.norm_place {
+            NormPlace::Before => self.norm(hidden, norm),
+            NormPlace::Behind => hidden.clone(),
+        }
+    }
+
+    /// Adds what a block has computed to the residual stream.
+    fn leave_block(&self, output: Array2<T>, norm: &Norm<T>, state: &mut State<T>) {
+        state.hidden += &output;
+        if self.config.norm_place == NormPlace::Behind {
+            state.hidden = self.norm(&state.hidden, norm);
+        }
+    }
+
+    /// The logits (tokens x vocabulary) of hidden states behind the last layer (tokens x hidden).
+    pub fn logits(&self, head: &Head<T>, hidden: &Array2<T>) -> Array2<T> {
+        let mut hidden = match &head.norm {
+            Some(norm) => self.norm(hidden, norm),
+            None => hidden.clone(),
+        };
+        if let Some(project) = &head.project {
+            hidden = matmul(hidden.view(), project.t());
+        }
+        matmul(hidden.view(), head.weight.t())
+    }
+
+    /// The model's kind of norm, token by token.
+    pub fn norm(&self, x: &Array2<T>, norm: &Norm<T>) -> Array2<T> {
+        let width = T::of(x.ncols() as f64);
         let mut out = x.clone();
         for mut token in out.axis_iter_mut(Axis(0)) {
+            let eps = match self.config.norm {
+                NormKind::Rms { eps } => eps,
+                NormKind::Layer { eps } => {
+                    let mean = token.iter().copied().sum::<T>() / width;
+                    token.mapv_inplace(|x| x - mean);
+                    eps
+                }
+            };
             let mean_square = token.iter().map(|&x| x * x).sum::<T>() / width;
-            let scale = T::one() / (mean_square + eps).sqrt();
-            Zip::from(&mut token).and(weight).for_each(|x, &w| *x = *x * scale * w);
+            let scale = T::one() / (mean_square + T::of(eps)).sqrt();
+            Zip::from(&mut token).and(&norm.weight).for_each(|x, &w| *x = *x * scale * w);
+            if let Some(bias) = &norm.bias {
+                token += bias;
+            }
         }
         out
     }
 
-    /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it in its sequence. `q` has a row per
-    /// row of the layout, `k` and `v` also for the tokens that were computed before.
-    fn attention(&self, q: ArrayView2<T>, k: ArrayView2<T>, v: ArrayView2<T>, layout: &Layout) -> Array2<T> {
+    /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it in its sequence: all of them, or
+    /// as many as make up a window. `q` has a row per row of the layout, `k` and `v` also for the tokens that were computed
+    /// before.
+    fn attention(
+        &self,
+        q: ArrayView2<T>,
+        k: ArrayView2<T>,
+        v: ArrayView2<T>,
+        layout: &Layout,
+        window: Option<usize>,
+    ) -> Array2<T> {
         let d = self.config.head_dim;
         let queries_per_kv = self.config.num_attention_heads / self.config.num_key_value_heads;
         let scale = 1.0 / (d as f64).sqrt();
-        // Queries in strips: what lies behind a strip's last token is never computed.
+        // The first position that the token at `position` sees.
+        let first_seen = |position: usize| window.map_or(0, |window| (position + 1).saturating_sub(window));
+        // Queries in strips: what lies behind a strip's last token, or before its first one's window, is never computed.
         const STRIP: usize = 128;
         let mut context = Array2::zeros((layout.rows(), self.config.query_size()));
         for head in 0..self.config.num_attention_heads {
             let kv = head / queries_per_kv;
             let (own, shared) = (head * d..(head + 1) * d, kv * d..(kv + 1) * d);
-            for Run { trunk, start: first, tokens } in layout.runs() {
+            for Run { trunk, start: run_start, tokens } in layout.runs() {
                 for start in tokens.clone().step_by(STRIP) {
                     let end = (start + STRIP).min(tokens.end);
                     let rows = start - layout.cached..end - layout.cached;
                     let q = q.slice(s![rows.clone(), own.clone()]);
-                    // The columns of the scores: the trunk, then the run.
-                    let mut scores = Array2::zeros((end - start, trunk + end - first));
-                    let (mut on_trunk, mut on_run) = scores.view_mut().split_at(Axis(1), trunk);
-                    if trunk > 0 {
-                        let k = k.slice(s![..trunk, shared.clone()]);
+                    // The columns of the scores are positions from `first` on: of the trunk, then of the run.
+                    let position = trunk + start - run_start;
+                    let first = first_seen(position);
+                    let of_trunk = first.min(trunk)..trunk;
+                    let of_run = run_start + first.saturating_sub(trunk)..end;
+                    let mut scores = Array2::zeros((end - start, of_trunk.len() + of_run.len()));
+                    let (mut on_trunk, mut on_run) = scores.view_mut().split_at(Axis(1), of_trunk.len());
+                    if !of_trunk.is_empty() {
+                        let k = k.slice(s![of_trunk.clone(), shared.clone()]);
                         gemm(scale, q, k.t(), 0.0, on_trunk.view_mut());
                     }
-                    let k = k.slice(s![first..end, shared.clone()]);
+                    let k = k.slice(s![of_run.clone(), shared.clone()]);
                     gemm(scale, q, k.t(), 0.0, on_run.view_mut());
-                    for (i, mut row) in scores.axis_iter_mut(Axis(0)).enumerate() {
-                        let seen = trunk + start - first + i + 1;
-                        let (seen, mut unseen) = row.view_mut().split_at(Axis(0), seen);
-                        unseen.fill(T::zero());
-                        softmax(seen);
+                    for (position, mut row) in (position..).zip(scores.axis_iter_mut(Axis(0))) {
+                        let seen = first_seen(position) - first..position + 1 - first;
+                        row.slice_mut(s![..seen.start]).fill(T::zero());
+                        row.slice_mut(s![seen.end..]).fill(T::zero());
+                        softmax(row.slice_mut(s![seen]));
                     }
-                    let (on_trunk, on_run) = scores.view().split_at(Axis(1), trunk);
+                    let (on_trunk, on_run) = scores.view().split_at(Axis(1), of_trunk.len());
                     let mut context = context.slice_mut(s![rows, own.clone()]);
-                    let v_run = v.slice(s![first..end, shared.clone()]);
+                    let v_run = v.slice(s![of_run, shared.clone()]);
                     gemm(1.0, on_run, v_run, 0.0, context.view_mut());
-                    if trunk > 0 {
-                        let v_trunk = v.slice(s![..trunk, shared.clone()]);
+                    if !of_trunk.is_empty() {
+                        let v_trunk = v.slice(s![of_trunk, shared.clone()]);
                         gemm(1.0, on_trunk, v_trunk, 1.0, context.view_mut());
                     }
                 }
@@ -350,8 +476,15 @@ fn softmax<T: Scalar>(mut x: ndarray::ArrayViewMut1<T>) {
     x.mapv_inplace(|x| x / sum);
 }
 
-fn silu<T: Scalar>(x: T) -> T {
-    x / (T::one() + (-x).exp())
+impl Activation {
+    fn apply<T: Scalar>(self, x: T) -> T {
+        match self {
+            Activation::Silu => x / (T::one() + (-x).exp()),
+            // Not `max`, which would hide NaN.
+            Activation::Relu if x < T::zero() => T::zero(),
+            Activation::Relu => x,
+        }
+    }
 }
 
 /// Rotary position embedding: cosines and sines (positions x head_dim / 2), computed in the arithmetic of the run, as
@@ -363,9 +496,9 @@ struct Rotary<T> {
 }
 
 impl<T: Scalar> Rotary<T> {
-    fn new(config: &LlamaConfig, length: usize) -> Self {
-        let half = config.head_dim / 2;
-        let frequency: Vec<T> = (0..half).map(|i| frequency(config, i)).collect();
+    fn new(theta: f64, scaling: Option<Llama3Scaling>, head_dim: usize, length: usize) -> Self {
+        let half = head_dim / 2;
+        let frequency: Vec<T> = (0..half).map(|i| frequency(theta, scaling, head_dim, i)).collect();
         let table = |f: fn(T) -> T| {
             Array2::from_shape_fn((length, half), |(position, i)| f(T::of(position as f64) * frequency[i]))
         };
@@ -389,9 +522,9 @@ impl<T: Scalar> Rotary<T> {
 
 /// theta^(-2 i / head_dim), with LLaMA-3's stretching: long wavelengths are divided by the factor, short ones stay,
 /// and between them the frequency is interpolated.
-fn frequency<T: Scalar>(config: &LlamaConfig, i: usize) -> T {
-    let plain = T::one() / T::of(config.rope_theta).powf(T::of(2.0 * i as f64 / config.head_dim as f64));
-    let Some(scaling) = config.rope_scaling else { return plain };
+fn frequency<T: Scalar>(theta: f64, scaling: Option<Llama3Scaling>, head_dim: usize, i: usize) -> T {
+    let plain = T::one() / T::of(theta).powf(T::of(2.0 * i as f64 / head_dim as f64));
+    let Some(scaling) = scaling else { return plain };
     let turns = scaling.original_max_position_embeddings * plain.widen() / std::f64::consts::TAU;
     let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
     let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);

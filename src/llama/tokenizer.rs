@@ -8,7 +8,6 @@ use std::sync::Once;
 use serde_json::Value;
 use tokenizers::Model;
 
-use super::checkpoint::EMBEDDING;
 use super::{Checkpoint, CheckpointError};
 use crate::files::parse_json;
 
@@ -61,7 +60,8 @@ impl Tokenizer {
             Some(largest) if largest as usize >= rows => Err(CheckpointError::Malformed {
                 path: checkpoint.directory.join(FILE),
                 detail: format!(
-                    "knows tokens up to {largest}, but `{EMBEDDING}` has {rows} rows; it is another model's"
+                    "knows tokens up to {largest}, but `{}` has {rows} rows; it is another model's",
+                    checkpoint.embedding_tensor()
                 ),
             }),
             _ => Ok(tokenizer),

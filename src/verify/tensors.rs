@@ -14,7 +14,7 @@ use ndarray::{Array2, Zip};
 use super::compare::{Processing, compare, compare_decisions};
 use super::golden::{Cuts, GoldenError, recorded_cuts};
 use super::report::{FileReport, Stage};
-use crate::llama::Linear;
+use crate::llama::architecture::index_of_weight;
 use crate::tensors::TensorFile;
 
 /// Compares every tensor of `found` that `expected` has too. `tolerance` is relative to the largest entry of each
@@ -87,8 +87,7 @@ fn turn(name: &str) -> (usize, usize, usize, &str) {
     let first = |found: Option<usize>| found.unwrap_or(usize::MAX);
     let stage = STAGES.iter().position(|stage| name.starts_with(stage));
     let layer = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
-    let linear =
-        layer.and_then(|layer| Linear::ALL.iter().position(|linear| name.ends_with(&linear.tensor(layer))));
+    let linear = layer.and_then(|_| index_of_weight(name));
     (first(stage), first(layer), first(linear), name)
 }
 

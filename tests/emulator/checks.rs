@@ -3,7 +3,7 @@
 use duogpt::cuda::KernelFile;
 use duogpt::cuda::device::{Argument, Buffer, Device, DeviceError, Launch};
 
-use super::Emulator;
+use crate::emulator::Emulator;
 
 static PLANTED: KernelFile = KernelFile {
     name: "planted.cu",

@@ -3,11 +3,11 @@
 use duogpt::cuda::Cuda;
 use half::bf16;
 
-use super::Emulator;
 use crate::checks::spmspv::{Case, products_agree, selections_agree};
 use crate::checks::{
     activations_f32, cases, layer_agrees, masks_agree, panels_agree, scores_agree, statistics_agree,
 };
+use crate::emulator::Emulator;
 
 /// A check of the kernels, at a few sizes that have tails.
 fn check(name: &str, device: Emulator) -> Result<(), String> {

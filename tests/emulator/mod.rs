@@ -1,9 +1,6 @@
 //! A CUDA device without a GPU: kernels compiled by the C++ compiler, run by `runtime.cpp`, every access checked; cuBLAS
 //! and cuSOLVER replaced by the CPU library. See README.md in this directory.
 
-mod checks;
-mod faults;
-
 use std::alloc::Layout;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -84,6 +81,7 @@ impl Emulator {
     }
 
     /// Another device with the same faults.
+    #[allow(dead_code, reason = "for the tests of the checks alone")]
     pub fn like(other: &Emulator) -> Self {
         Emulator { edits: other.edits.clone(), ..Self::new(other.seed.load(Ordering::Relaxed)) }
     }

@@ -29,7 +29,7 @@ use table::Table;
 #[derive(Args)]
 #[command(after_long_help = NOISE)]
 pub struct CompareArgs {
-    /// The dense model: a Hugging Face LLaMA directory.
+    /// The dense model: a Hugging Face model directory.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// What to compare.

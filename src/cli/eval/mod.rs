@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use super::{CliError, fraction};
 use crate::calibrate::streams::Thresholds;
 use crate::calibrate::thresholds::ThresholdFile;
-use crate::llama::{CheckpointError, LlamaConfig};
+use crate::llama::{CheckpointError, ModelConfig};
 
 /// How activations are pruned at the input of every linear.
 #[derive(Args)]
@@ -30,7 +30,7 @@ impl ActivationPruning {
     /// The file's thresholds, where there is one; the first `dense_tokens` tokens of a sequence are left alone.
     fn thresholds(
         &self,
-        config: &LlamaConfig,
+        config: &ModelConfig,
         dense_tokens: usize,
     ) -> Result<Option<Thresholds>, CheckpointError> {
         let read = |path: &PathBuf| ThresholdFile::read(path, config);

@@ -18,7 +18,7 @@ use crate::tensors::FloatType;
 /// Arguments of `duogpt eval perplexity`.
 #[derive(Args)]
 pub struct PerplexityArgs {
-    /// The model: a Hugging Face LLaMA directory.
+    /// The model: a Hugging Face model directory.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]

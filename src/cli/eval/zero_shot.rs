@@ -21,7 +21,7 @@ use crate::llama::tokenizer::Tokenizer;
 /// Arguments of `duogpt eval zero-shot`.
 #[derive(Args)]
 pub struct ZeroShotArgs {
-    /// The model: a Hugging Face LLaMA directory.
+    /// The model: a Hugging Face model directory.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Tasks.

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayView1, Axis};
+use ndarray::{Array2, ArrayView1, Axis};
 
 use super::requests::Request;
 use crate::backend::Backend;
 use crate::calibrate::Observer;
 use crate::calibrate::streams::{Activations, Stream};
-use crate::evaluate::{Head, log_sum_exp, through_the_model};
+use crate::evaluate::{log_sum_exp, through_the_model};
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::llama::model::{Forward, Layout, State};
@@ -50,13 +50,16 @@ pub fn log_likelihoods<T: Scalar, B: Backend<T>>(
         let embedding = checkpoint.embedding::<T>()?;
         let states = shared.iter().map(|shared| {
             let tokens = ArrayView1::from(&shared.tokens);
-            State::embed_branches(embedding.view(), tokens, shared.layout.clone())
+            State::embed_branches(&embedding, tokens, shared.layout.clone())
         });
         let stream = Stream::of(&forward, backend, states.collect(), activations);
         drop(embedding);
-        likelihoods.extend(through_the_model(checkpoint, &forward, stream, observer, |i, state, head| {
+        likelihoods.extend(through_the_model(checkpoint, stream, observer, |i, state, head| {
             let each = shared[i].requests.iter().zip(&documents[i]);
-            each.map(|(placed, request)| placed.score(&request.continuation, state, head)).collect()
+            each.map(|(placed, request)| {
+                placed.score(&request.continuation, state, |hidden| forward.logits(head, hidden))
+            })
+            .collect()
         })?);
     }
     Ok(likelihoods)
@@ -127,11 +130,16 @@ impl Shared {
 }
 
 impl Placed {
-    fn score<T: Scalar>(&self, continuation: &[u32], state: &State<T>, head: &Head<T>) -> Likelihood {
+    fn score<T: Scalar>(
+        &self,
+        continuation: &[u32],
+        state: &State<T>,
+        logits: impl Fn(&Array2<T>) -> Array2<T>,
+    ) -> Likelihood {
         let rows: Vec<usize> = (self.length - continuation.len()..self.length)
             .map(|position| state.layout.row(self.branch, position))
             .collect();
-        let logits = head.logits(&state.hidden.select(Axis(0), &rows));
+        let logits = logits(&state.hidden.select(Axis(0), &rows));
         let mut likelihood = Likelihood { log_likelihood: 0.0, is_greedy: true };
         for (logits, &token) in logits.axis_iter(Axis(0)).zip(continuation) {
             let token = token as usize;

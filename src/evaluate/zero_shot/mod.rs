@@ -21,7 +21,7 @@ use crate::calibrate::Observer;
 use crate::calibrate::streams::Activations;
 use crate::linalg::Scalar;
 use crate::llama::tokenizer::Tokenizer;
-use crate::llama::{Checkpoint, LlamaConfig};
+use crate::llama::{Checkpoint, ModelConfig};
 use crate::tensors::TensorError;
 use likelihood::log_likelihoods;
 use metrics::{Metric, Scored};
@@ -120,7 +120,7 @@ pub fn average(of: impl Fn(Task) -> Option<Accuracy>, tasks: &[Task]) -> Option<
 pub fn encode(
     tasks: &[TaskData],
     tokenizer: &Tokenizer,
-    config: &LlamaConfig,
+    config: &ModelConfig,
 ) -> Result<Vec<Vec<Request>>, ZeroShotError> {
     let documents = tasks.iter().flat_map(|data| data.documents.iter().map(move |document| (data, document)));
     let each = documents.map(|(data, document)| {

@@ -2,7 +2,7 @@
 
 use super::tasks::Choice;
 use super::text::is_white_space;
-use crate::llama::LlamaConfig;
+use crate::llama::ModelConfig;
 use crate::llama::tokenizer::Tokenizer;
 
 /// A request in tokens.
@@ -22,7 +22,7 @@ impl Request {
     /// # Errors
     /// What keeps the choice from being scored: a continuation without tokens or longer than the model's context, a
     /// token outside the vocabulary, no prefix token.
-    pub fn encode(choice: &Choice, tokenizer: &Tokenizer, config: &LlamaConfig) -> Result<Self, String> {
+    pub fn encode(choice: &Choice, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Self, String> {
         let (context, continuation) = if choice.context.is_empty() {
             let prefix = tokenizer.prefix_token().map_err(|error| error.to_string())?;
             (vec![prefix], tokenizer.encode_plain(&choice.continuation)?)

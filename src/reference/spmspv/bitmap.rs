@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayView2, Axis};
 
-use super::{Format, Pieces, TILE, Value};
+use super::{Format, Pieces, READ_AHEAD, TILE, Value};
 
 /// Words of a piece's bitmap.
 const WORDS: usize = TILE / u32::BITS as usize;
@@ -26,7 +26,7 @@ impl<V: Value> TileBitmap<V> {
         &self.pieces
     }
 
-    /// Packed values, pieces filled up with +0.
+    /// Packed values, pieces filled up with +0, and [`READ_AHEAD`] of filling.
     pub fn values(&self) -> &[V] {
         &self.values
     }
@@ -66,6 +66,7 @@ impl<V: Value> Format<V> for TileBitmap<V> {
                 prefix.push(before);
             }
         }
+        values.resize(values.len() + READ_AHEAD, V::ZERO);
         TileBitmap { pieces, values, bitmap, prefix }
     }
 

@@ -2,7 +2,7 @@
 
 use ndarray::ArrayView2;
 
-use super::{ALIGN, Format, Value};
+use super::{ALIGN, Format, READ_AHEAD, Value};
 
 /// A dense weight (n x k) whose columns are contiguous and begin at multiples of [`ALIGN`] values.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ impl<V: Value> Dense<V> {
         self.n.next_multiple_of(ALIGN)
     }
 
-    /// The columns, one after the other.
+    /// The columns, one after the other, and [`READ_AHEAD`] of filling.
     pub fn values(&self) -> &[V] {
         &self.values
     }
@@ -36,6 +36,7 @@ impl<V: Value> Format<V> for Dense<V> {
             values.extend(column);
             values.extend(std::iter::repeat_n(V::ZERO, filling));
         }
+        values.resize(values.len() + READ_AHEAD, V::ZERO);
         Dense { n, k, values }
     }
 

@@ -41,6 +41,9 @@ pub const TILE: usize = 256;
 /// Values to whose multiple a piece is filled up: at least 16 bytes of every type.
 pub const ALIGN: usize = 8;
 
+/// Values of filling behind the last piece, so that 32 values can be loaded from wherever one can lie.
+pub const READ_AHEAD: usize = 32;
+
 /// A storage format of an n x k weight.
 pub trait Format<V: Value>: Sized {
     /// The format's name, for reports.

@@ -49,7 +49,7 @@ impl Value for f32 {
 }
 
 macro_rules! half_value {
-    ($type:ident, $float:expr) => {
+    ($type:ident, $float:expr, $to_f32:expr) => {
         impl Value for $type {
             const FLOAT: FloatType = $float;
             const ZERO: Self = $type::ZERO;
@@ -61,7 +61,7 @@ macro_rules! half_value {
                 $type::from_bits(bits as u16)
             }
             fn to_f32(self) -> f32 {
-                $type::to_f32(self)
+                $to_f32(self)
             }
             fn of(x: f32) -> Self {
                 $type::from_f32(x)
@@ -69,5 +69,6 @@ macro_rules! half_value {
         }
     };
 }
-half_value!(f16, FloatType::F16);
-half_value!(bf16, FloatType::Bf16);
+half_value!(f16, FloatType::F16, f16::to_f32);
+// The upper half of an f32. (The library's own has a case for signalling NaNs.)
+half_value!(bf16, FloatType::Bf16, |x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16));

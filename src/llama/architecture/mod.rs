@@ -1,0 +1,82 @@
+//! The architectures that are supported: one file each, which describes it, and a row of [`SUPPORTED`].
+//!
+//! They are decoders of one kind: attention, then an MLP, each added to a residual stream. What tells them apart is data,
+//! so that the forward pass ([`model`](super::model)) is written once: the names of tensors here, all else in
+//! [`ModelConfig`], which an architecture's `read` fills from `config.json`.
+
+pub mod llama;
+pub mod mistral;
+pub mod opt;
+pub mod qwen2;
+
+use super::config::Fields;
+use super::model::{Group, Linear, Role};
+use super::{CheckpointError, ModelConfig};
+
+/// Every architecture.
+pub static SUPPORTED: [&Architecture; 4] = [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &opt::OPT];
+
+/// How an architecture names itself and its tensors, and how its `config.json` is read.
+pub struct Architecture {
+    /// In `architectures` of `config.json`.
+    pub class: &'static str,
+    /// In its `model_type`, which counts where no class is named.
+    pub model_type: &'static str,
+    /// What the names of the decoder's tensors may begin with; the usual one first.
+    pub prefixes: &'static [&'static str],
+    /// The linears of a decoder layer, in the order of the forward pass.
+    pub linears: &'static [Linear],
+    /// The norm of the attention block, in its layer.
+    pub attention_norm: &'static str,
+    /// The norm of the MLP, in its layer.
+    pub mlp_norm: &'static str,
+    /// The norm before lm_head.
+    pub final_norm: &'static str,
+    pub(super) read: fn(&'static Architecture, &Fields) -> Result<ModelConfig, CheckpointError>,
+}
+
+/// The seven linears of LLaMA and its descendants.
+const GATED: [Linear; 7] = Linear::table([
+    (Role::Q, "self_attn.q_proj"),
+    (Role::K, "self_attn.k_proj"),
+    (Role::V, "self_attn.v_proj"),
+    (Role::O, "self_attn.o_proj"),
+    (Role::Gate, "mlp.gate_proj"),
+    (Role::Up, "mlp.up_proj"),
+    (Role::Down, "mlp.down_proj"),
+]);
+
+impl Architecture {
+    /// The linears of a group.
+    pub fn group(&'static self, group: Group) -> &'static [Linear] {
+        let mut groups = self.linears.chunk_by(|a, b| a.group() == b.group());
+        groups
+            .find(|linears| linears[0].group() == group)
+            .expect("an architecture has linears of every group")
+    }
+}
+
+/// The name of a tensor of a decoder layer, behind the decoder's prefix: `module` is of the layer, as
+/// `self_attn.q_proj`, and `part` is `weight` or `bias`.
+pub fn layer_tensor(layer: usize, module: &str, part: &str) -> String {
+    format!("layers.{layer}.{module}.{part}")
+}
+
+/// Which of its layer's linears has a weight of this name, in whichever architecture.
+pub fn index_of_weight(name: &str) -> Option<usize> {
+    let module = name.strip_suffix(".weight")?;
+    let mut linears = SUPPORTED.into_iter().flat_map(|architecture| architecture.linears);
+    linears.find(|linear| module.ends_with(&format!(".{}", linear.module))).map(|linear| linear.index)
+}
+
+impl PartialEq for Architecture {
+    fn eq(&self, other: &Self) -> bool {
+        self.class == other.class
+    }
+}
+
+impl std::fmt::Debug for Architecture {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.class)
+    }
+}
