@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: demo test check doc bench gpu install-system-packages
+.PHONY: demo test check doc docs figures bench gpu install-system-packages
 .DEFAULT_GOAL := demo
 
 demo: install-system-packages ## prune the small model by every method and compare perplexities
@@ -21,11 +21,21 @@ test: install-system-packages ## every test; ends with the names of what was ski
 
 check: install-system-packages ## formatting, lints, documentation
 	cargo fmt --check
+	cargo fmt --check --manifest-path book/Cargo.toml
 	cargo clippy --release --all-targets -- -D warnings
 	cargo doc --release --no-deps
 
 doc: ## the documentation of the code
 	cargo doc --no-deps --open
+
+docs: ## the book: built into target/book, every link, anchor and path checked
+	@echo "building the book with mdBook (the library; compiled into target/book-builder where it is not there yet)"
+	cargo run --quiet --manifest-path book/Cargo.toml --target-dir target/book-builder
+
+figures: install-system-packages ## the book's pictures, from new runs on the small model
+	cargo build --release
+	scripts/figures.sh
+	cargo run --release --example figures -- target/figures docs/figures
 
 bench: install-system-packages ## criterion benches; figures in benches/README.md
 	cargo bench

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The weights are uniform with standard deviation 0.02, in bf16, from ChaCha8 with a stream of its own for every tensor;
-//! the norms are 1. `tokens.safetensors` holds 16 windows of 128 random tokens.
+//! with `--weight-sparsity` the smallest of them are zero. The norms are 1. `tokens.safetensors` holds 16 windows of 128
+//! random tokens.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -32,6 +33,9 @@ struct Args {
     /// Of the weights and tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Fraction of the decoder layers' weights, the smallest, that is zero.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    weight_sparsity: f32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -61,12 +65,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     partial.push(".partial");
     let partial = Path::new(&partial);
     fs::create_dir(partial)?;
-    write(partial, args.shape, args.seed).inspect_err(|_| drop(fs::remove_dir_all(partial)))?;
+    write(partial, args.shape, args.seed, args.weight_sparsity)
+        .inspect_err(|_| drop(fs::remove_dir_all(partial)))?;
     fs::rename(partial, &args.output)?;
     Ok(())
 }
 
-fn write(directory: &Path, shape: Shape, seed: u64) -> Result<(), Box<dyn Error>> {
+fn write(directory: &Path, shape: Shape, seed: u64, weight_sparsity: f32) -> Result<(), Box<dyn Error>> {
     let [layers, hidden, intermediate, heads, kv_heads, vocabulary] = match shape {
         Shape::Small => [2, 768, 3072, 12, 12, 32000],
         Shape::Medium => [22, 2048, 5632, 32, 4, 32000],
@@ -98,7 +103,8 @@ fn write(directory: &Path, shape: Shape, seed: u64) -> Result<(), Box<dyn Error>
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             random.set_stream(stream);
             stream += 1;
-            writer.write(name, &values(shape, &mut random))?;
+            let sparsity = if name.contains(".layers.") { weight_sparsity } else { 0.0 };
+            writer.write(name, &values(shape, sparsity, &mut random))?;
             weight_map.insert(name.clone(), file.as_str().into());
             bar.inc(bytes(shape) as u64);
         }
@@ -155,7 +161,7 @@ fn shards(tensors: Vec<(String, Vec<usize>)>) -> Vec<Vec<(String, Vec<usize>)>> 
 }
 
 /// bf16, little-endian.
-fn values(shape: &[usize], random: &mut ChaCha8Rng) -> Vec<u8> {
+fn values(shape: &[usize], sparsity: f32, random: &mut ChaCha8Rng) -> Vec<u8> {
     let count = shape.iter().product();
     if shape.len() == 1 {
         return bf16::ONE.to_le_bytes().repeat(count);
@@ -163,7 +169,9 @@ fn values(shape: &[usize], random: &mut ChaCha8Rng) -> Vec<u8> {
     let reach = 3f32.sqrt() * STANDARD_DEVIATION; // of the uniform distribution with this deviation
     let mut bytes = Vec::with_capacity(2 * count);
     for _ in 0..count {
-        bytes.extend(bf16::from_f32(random.random_range(-reach..reach)).to_le_bytes());
+        let weight: f32 = random.random_range(-reach..reach);
+        let kept = if weight.abs() < sparsity * reach { 0.0 } else { weight };
+        bytes.extend(bf16::from_f32(kept).to_le_bytes());
     }
     bytes
 }

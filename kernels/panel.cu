@@ -37,6 +37,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 mask[c] = in_front < n_zeros;
             }
         }
+        // ANCHOR: column
         float w_j = w[j], q = mask[j] ? 0.0f : w_j, e_j = (w_j - q) / lt[(u64)j * stride + j];
         e[row * width + j] = e_j;
         before[row * width + j] = w_j;
@@ -46,6 +47,7 @@ extern "C" __global__ void __launch_bounds__(256)
             float residual = w_j * alpha_d, compensation = e_j * lt[(u64)j * stride + c];
             w[c] += residual - compensation;
         }
+        // ANCHOR_END: column
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`llama`] | checkpoints of LLaMA and its relatives, and their forward pass, cut into groups of linears with one input |
 //! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint; optimality gaps; activation thresholds |
 //! | [`evaluate`] | perplexity, zero-shot accuracy, and which of several methods is better |
+//! | [`mod@generate`] | text from a model whose weights stay compressed in memory |
 //! | [`verify`] | golden files of the original code, and measures of error |
 //! | [`spmspv`] | y = W (x * mask) from compressed weights, fast, on a CPU |
 //! | [`tensors`] | safetensors files |
@@ -55,9 +56,39 @@ pub mod cli;
 pub mod cuda;
 pub mod evaluate;
 pub mod files;
+pub mod generate;
 pub mod linalg;
 pub mod llama;
 pub mod reference;
 pub mod spmspv;
 pub mod tensors;
 pub mod verify;
+
+/// The examples of the book, for `cargo test --doc`. Building the book fails on a page whose example is not among them.
+#[cfg(doctest)]
+mod book {
+    macro_rules! book_pages {
+        ($($page:ident),* $(,)?) => {
+            $(#[doc = include_str!(concat!("../docs/", stringify!($page), ".md"))] mod $page {})*
+        };
+    }
+    book_pages!(
+        first_result,
+        pruning,
+        obc,
+        sparsegpt,
+        activation_pruning,
+        residual,
+        exact,
+        split,
+        update,
+        coefficients,
+        score,
+        mask,
+        algorithm1,
+        streams,
+        teal,
+        gptaq,
+        decoding,
+    );
+}

@@ -200,8 +200,7 @@ impl TensorFile {
     /// Missing, of another element type, of another number of dimensions than `D`, or not finite.
     fn floats<T: Scalar, D: Dimension>(&self, name: &str) -> Result<Array<T, D>, TensorError> {
         self.check_dimensions::<D>(name)?;
-        let values = decode(self.bytes(name)?, self.info(name)?.dtype)
-            .ok_or_else(|| self.wrong_dtype(name, "F64, F32, F16 or BF16"))?;
+        let values = self.decoded(name, 0..self.bytes(name)?.len())?;
         let array = self.shaped::<T, D>(name, values)?;
         match array.indexed_iter().find(|(_, x)| !x.is_finite()) {
             None => Ok(array),
@@ -211,6 +210,12 @@ impl TensorFile {
                 index: index.into_dimension().slice().to_vec(),
             }),
         }
+    }
+
+    /// The values in some bytes of a floating-point tensor.
+    fn decoded<T: Scalar>(&self, name: &str, bytes: Range<usize>) -> Result<Vec<T>, TensorError> {
+        decode(&self.bytes(name)?[bytes], self.info(name)?.dtype)
+            .ok_or_else(|| self.wrong_dtype(name, "F64, F32, F16 or BF16"))
     }
 
     /// Refuses a tensor that does not have the number of dimensions of `D`, before it is read.
@@ -249,6 +254,33 @@ impl TensorFile {
     #[allow(clippy::missing_errors_doc)]
     pub fn matrix<T: Scalar>(&self, name: &str) -> Result<Array2<T>, TensorError> {
         self.floats::<T, Ix2>(name)
+    }
+
+    /// Some rows of a matrix, without reading the others; errors as [`vector`](Self::vector).
+    ///
+    /// # Panics
+    /// When the matrix has no such row.
+    #[allow(clippy::missing_errors_doc)]
+    pub fn rows<T: Scalar>(
+        &self,
+        name: &str,
+        rows: impl IntoIterator<Item = usize>,
+    ) -> Result<Array2<T>, TensorError> {
+        self.check_dimensions::<Ix2>(name)?;
+        let info = self.info(name)?;
+        let (columns, bytes_per_row) = (info.shape[1], info.bytes.len() / info.shape[0]);
+        let mut values: Vec<T> = Vec::new();
+        let mut count = 0;
+        for row in rows {
+            let of_row = self.decoded::<T>(name, row * bytes_per_row..(row + 1) * bytes_per_row)?;
+            if let Some(column) = of_row.iter().position(|x| !x.is_finite()) {
+                let (path, name) = (self.path.clone(), name.into());
+                return Err(TensorError::NotFinite { path, name, index: vec![row, column] });
+            }
+            values.extend(of_row);
+            count += 1;
+        }
+        Ok(Array2::from_shape_vec((count, columns), values).expect("rows of equal length"))
     }
 
     /// Three dimensions; errors as [`vector`](Self::vector).

@@ -294,11 +294,11 @@ fn bytes_read_are_those_of_the_selected_columns() {
         &TileBitmap::from_dense(weight.view()),
     ];
     for format in formats {
-        let (all, none) = (format.bytes_read(&Selected::all(&x)), format.bytes_read(&Selected::default()));
+        let (all, none) = (format.bytes_read(Selected::all(&x).indices()), format.bytes_read(&[]));
         // All but the offset of the end and what may be read ahead.
         assert!(none == 0 && all <= format.stored_bytes() && all + 4 + 64 >= format.stored_bytes());
-        let half = format.bytes_read(&Selected::above(&x, 4.0));
-        let rest = format.bytes_read(&Selected::all(&[1.0, 2.0, 3.0, 4.0]));
+        let half = format.bytes_read(Selected::above(&x, 4.0).indices());
+        let rest = format.bytes_read(&[0, 1, 2, 3]);
         assert_eq!(half + rest, all);
     }
 }

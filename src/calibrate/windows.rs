@@ -184,7 +184,11 @@ fn check_length(length: usize, config: &ModelConfig) -> Result<(), String> {
     }
 }
 
-fn check_vocabulary(tokens: impl Iterator<Item = i64>, config: &ModelConfig) -> Result<(), String> {
+/// Refuses tokens that have no row in the embedding.
+pub(crate) fn check_vocabulary(
+    tokens: impl Iterator<Item = i64>,
+    config: &ModelConfig,
+) -> Result<(), String> {
     let size = config.vocab_size as i64;
     match tokens.into_iter().find(|token| !(0..size).contains(token)) {
         Some(token) => Err(format!(

@@ -4,6 +4,7 @@ pub mod compare;
 pub mod compare_tensors;
 pub mod demo;
 pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod prune;
 pub mod thresholds;
@@ -47,6 +48,8 @@ enum Command {
     /// Measure a model.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    /// Continue a text with a model, its weights compressed in memory and its activations pruned.
+    Generate(generate::GenerateArgs),
     /// Check the reference against golden files of the original code, stage by stage.
     Verify(verify::VerifyArgs),
     /// Compare the tensors of two files, such as a golden file and what your own port computes.
@@ -67,6 +70,7 @@ impl Cli {
             Command::Thresholds(args) => thresholds::run(&args),
             Command::Compare(args) => compare::run(&args),
             Command::Eval(command) => eval::run(&command),
+            Command::Generate(args) => generate::run(&args),
             Command::Verify(args) => verify::run(&args),
             Command::CompareTensors(args) => compare_tensors::run(&args),
             Command::Inspect(args) => inspect::run(&args),

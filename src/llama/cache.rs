@@ -43,6 +43,11 @@ impl<T: Scalar> KeyValues<T> {
         self.length == 0
     }
 
+    /// Bytes of all tokens held.
+    pub fn bytes(&self) -> usize {
+        2 * self.length * self.keys.ncols() * size_of::<T>()
+    }
+
     /// Of all tokens held.
     pub fn keys(&self) -> ArrayView2<'_, T> {
         self.keys.slice(s![..self.length, ..])

@@ -133,18 +133,26 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorError::NotFinite`].
     pub fn layer<T: Scalar>(&self, layer: usize) -> Result<Layer<T>, TensorError> {
+        let linears = self.config.linears().iter().map(|&linear| self.linear(layer, linear));
+        Ok(Layer { linears: linears.collect::<Result<_, _>>()?, ..self.frame(layer)? })
+    }
+
+    /// One decoder layer without its linears.
+    ///
+    /// # Errors
+    /// [`TensorError::NotFinite`].
+    pub fn frame<T: Scalar>(&self, layer: usize) -> Result<Layer<T>, TensorError> {
         let architecture = self.config.architecture;
         let norm = |module| self.norm(|part| self.of_layer(layer, module, part));
         let bias = |linear: &Linear| {
             let biased = self.config.biased.contains(&linear.role);
             biased.then(|| self.vector(&self.of_layer(layer, linear.module, "bias"))).transpose()
         };
-        let linears = architecture.linears;
         Ok(Layer {
             attention_norm: norm(architecture.attention_norm)?,
             mlp_norm: norm(architecture.mlp_norm)?,
-            linears: linears.iter().map(|&linear| self.linear(layer, linear)).collect::<Result<_, _>>()?,
-            biases: linears.iter().map(bias).collect::<Result<_, _>>()?,
+            linears: Vec::new(),
+            biases: architecture.linears.iter().map(bias).collect::<Result<_, _>>()?,
             window: self.config.window(layer),
             architecture,
         })
@@ -169,6 +177,14 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorError::NotFinite`].
     pub fn embedding<T: Scalar>(&self) -> Result<Embedding<T>, TensorError> {
+        Ok(Embedding { tokens: self.matrix(&self.embedding_tensor())?, ..self.embedding_frame()? })
+    }
+
+    /// The same without a row for any token.
+    ///
+    /// # Errors
+    /// [`TensorError::NotFinite`].
+    pub fn embedding_frame<T: Scalar>(&self) -> Result<Embedding<T>, TensorError> {
         let positions = match self.config.positions {
             Positions::Rotary { .. } => None,
             Positions::Learned { offset } => {
@@ -178,10 +194,22 @@ impl Checkpoint {
         };
         let project = self.projects().then(|| self.matrix(&self.of_decoder(PROJECT_IN, "weight")));
         Ok(Embedding {
-            tokens: self.matrix(&self.embedding_tensor())?,
+            tokens: Array2::zeros((0, self.config.embedding_size)),
             project: project.transpose()?,
             positions,
         })
+    }
+
+    /// The rows of some tokens (tokens x embedding size); the others stay on the disk.
+    ///
+    /// # Errors
+    /// [`TensorError::NotFinite`].
+    ///
+    /// # Panics
+    /// When a token lies outside the vocabulary.
+    pub fn embedding_rows<T: Scalar>(&self, tokens: &[u32]) -> Result<Array2<T>, TensorError> {
+        let name = self.embedding_tensor();
+        self.shard(&name)?.rows(&name, tokens.iter().map(|&token| token as usize))
     }
 
     /// What stands behind the last layer. lm_head is the embedding where the two are tied.
@@ -189,16 +217,26 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorError::NotFinite`].
     pub fn head<T: Scalar>(&self) -> Result<Head<T>, TensorError> {
+        Ok(Head { weight: self.matrix(&self.lm_head_tensor())?, ..self.head_frame()? })
+    }
+
+    /// The tensor that holds lm_head.
+    pub fn lm_head_tensor(&self) -> String {
+        if self.config.tie_word_embeddings { self.embedding_tensor() } else { LM_HEAD.into() }
+    }
+
+    /// What stands between the last layer and lm_head, without the latter.
+    ///
+    /// # Errors
+    /// [`TensorError::NotFinite`].
+    pub fn head_frame<T: Scalar>(&self) -> Result<Head<T>, TensorError> {
         let config = &self.config;
         let norm = || self.norm(|part| self.of_decoder(config.architecture.final_norm, part));
         let project = self.projects().then(|| self.matrix(&self.of_decoder(PROJECT_OUT, "weight")));
         Ok(Head {
             norm: config.final_norm.then(norm).transpose()?,
             project: project.transpose()?,
-            weight: match config.tie_word_embeddings {
-                true => self.matrix(&self.embedding_tensor())?,
-                false => self.matrix(LM_HEAD)?,
-            },
+            weight: Array2::zeros((0, config.embedding_size)),
         })
     }
 

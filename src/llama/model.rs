@@ -275,7 +275,12 @@ impl<T: Scalar> State<T> {
     pub fn embed_branches(embedding: &Embedding<T>, tokens: ArrayView1<u32>, layout: Layout) -> Self {
         assert_eq!(tokens.len(), layout.rows(), "a token per row");
         let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-        let mut hidden = embedding.tokens.select(Axis(0), &rows);
+        Self::of_rows(embedding, embedding.tokens.select(Axis(0), &rows), layout)
+    }
+
+    /// The same, given the row of each token (tokens x embedding size).
+    pub fn of_rows(embedding: &Embedding<T>, rows: Array2<T>, layout: Layout) -> Self {
+        let mut hidden = rows;
         if let Some(project) = &embedding.project {
             hidden = matmul(hidden.view(), project.t());
         }
@@ -375,6 +380,11 @@ impl<T: Scalar> Forward<T> {
 
     /// The logits (tokens x vocabulary) of hidden states behind the last layer (tokens x hidden).
     pub fn logits(&self, head: &Head<T>, hidden: &Array2<T>) -> Array2<T> {
+        matmul(self.leave(head, hidden).view(), head.weight.t())
+    }
+
+    /// The input of lm_head (tokens x embedding width), of hidden states behind the last layer.
+    pub fn leave(&self, head: &Head<T>, hidden: &Array2<T>) -> Array2<T> {
         let mut hidden = match &head.norm {
             Some(norm) => self.norm(hidden, norm),
             None => hidden.clone(),
@@ -382,7 +392,7 @@ impl<T: Scalar> Forward<T> {
         if let Some(project) = &head.project {
             hidden = matmul(hidden.view(), project.t());
         }
-        matmul(hidden.view(), head.weight.t())
+        hidden
     }
 
     /// The model's kind of norm, token by token.

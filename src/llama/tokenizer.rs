@@ -11,26 +11,29 @@ use tokenizers::Model;
 use super::{Checkpoint, CheckpointError};
 use crate::files::parse_json;
 
-const FILE: &str = "tokenizer.json";
-
 /// A model's tokenizer.
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     directory: PathBuf,
+    /// What stands for what the vocabulary does not have.
+    unknown: Option<u32>,
 }
 
 impl Tokenizer {
+    /// Its file in a model directory.
+    pub const FILE: &str = "tokenizer.json";
+
     /// Reads `tokenizer.json` of a model directory.
     ///
     /// # Errors
     /// [`CheckpointError`] when it is not there or not understood.
     pub fn read(directory: &Path) -> Result<Self, CheckpointError> {
-        let path = directory.join(FILE);
+        let path = directory.join(Self::FILE);
         if !path.is_file() {
             return Err(CheckpointError::Unusable {
                 path,
                 detail:
-                    "missing; give token windows with --tokens instead of a text, or convert the tokenizer \
+                    "missing; give tokens instead of a text (--tokens, --prompt-tokens), or convert the tokenizer \
                          (transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))"
                         .into(),
             });
@@ -40,12 +43,14 @@ impl Tokenizer {
             detail: format!("not a tokenizer that is understood: {error}"),
         };
         let text = std::fs::read_to_string(&path).map_err(|error| malformed(error.to_string()))?;
-        parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+        let json = parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
         let mut tokenizer = guarded(|| text.parse::<tokenizers::Tokenizer>()).map_err(malformed)?;
         // A file may ask for both, but what is cut or padded is decided here.
         tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
         tokenizer.with_padding(None);
-        Ok(Tokenizer { tokenizer, directory: directory.into() })
+        let by_name = json["model"]["unk_token"].as_str().and_then(|token| tokenizer.token_to_id(token));
+        let by_number = json["model"]["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        Ok(Tokenizer { tokenizer, directory: directory.into(), unknown: by_name.or(by_number) })
     }
 
     /// Reads the tokenizer of a checkpoint, which must be of that model: its vocabulary fits the embedding. (Tokens added
@@ -58,7 +63,7 @@ impl Tokenizer {
         let (rows, largest) = (checkpoint.config.vocab_size, tokenizer.tokenizer.get_model().get_vocab());
         match largest.into_values().max() {
             Some(largest) if largest as usize >= rows => Err(CheckpointError::Malformed {
-                path: checkpoint.directory.join(FILE),
+                path: checkpoint.directory.join(Self::FILE),
                 detail: format!(
                     "knows tokens up to {largest}, but `{}` has {rows} rows; it is another model's",
                     checkpoint.embedding_tensor()
@@ -87,6 +92,31 @@ impl Tokenizer {
     fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, String> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, around))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens, without special ones; bytes that are no character, or not all of one, are U+FFFD. Tokens that are
+    /// not in the vocabulary have no text.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, String> {
+        guarded(|| self.tokenizer.decode(tokens, true))
+    }
+
+    /// The characters of a text, other than blanks, that the tokens do not tell: they are left out, or have the token for
+    /// whatever is unknown.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    pub fn unknown(&self, text: &str) -> Result<Vec<char>, String> {
+        let encoding = guarded(|| self.tokenizer.encode(text, false))?;
+        let known = encoding.get_ids().iter().zip(encoding.get_offsets());
+        let known: Vec<_> =
+            known.filter(|(id, _)| Some(**id) != self.unknown).map(|(_, &(start, end))| start..end).collect();
+        let unknown = text.char_indices().filter(|(place, character)| {
+            !character.is_whitespace() && !known.iter().any(|token| token.contains(place))
+        });
+        Ok(unknown.map(|(_, character)| character).collect())
     }
 
     /// What stands before the first token of a text that is to be predicted from nothing: the beginning-of-sequence

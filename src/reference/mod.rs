@@ -194,7 +194,7 @@ impl PruneConfig {
 
 impl Default for PruneConfig {
     /// What measured best on the small model at 50 % weights and 50 % activations, over four calibration sets
-    /// (`scripts/measure-profiles.sh`, table in `benches/README.md`): natural order (every sorted order costs 0.2
+    /// (`scripts/measure-profiles.sh`, table in `docs/differences.md`): natural order (every sorted order costs 0.2
     /// perplexity there), damping 0.01 (0.05 and 0.1 are no better), and alpha 0.25 (with sparse activations as good
     /// as 0.5 within the noise, with dense ones better by 0.3). Differences below 0.15 are noise.
     fn default() -> Self {

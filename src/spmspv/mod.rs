@@ -42,8 +42,8 @@ pub trait Multiply: Send + Sync {
     /// Bytes of the stored weight.
     fn stored_bytes(&self) -> usize;
 
-    /// Bytes of it that a product with `x` reads.
-    fn bytes_read(&self, x: &Selected) -> usize;
+    /// Bytes of it that a product reads for these columns.
+    fn bytes_read(&self, columns: &[u32]) -> usize;
 }
 
 /// What a product may use.
@@ -102,7 +102,7 @@ impl Instructions {
 trait Kernels: Send + Sync {
     fn size(&self) -> (usize, usize);
     fn all_bytes(&self) -> usize;
-    fn column_bytes(&self, x: &Selected) -> usize;
+    fn column_bytes(&self, columns: &[u32]) -> usize;
 
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]);
 
@@ -152,16 +152,16 @@ impl<F: Kernels> Multiply for F {
         self.all_bytes()
     }
 
-    fn bytes_read(&self, x: &Selected) -> usize {
-        self.column_bytes(x)
+    fn bytes_read(&self, columns: &[u32]) -> usize {
+        self.column_bytes(columns)
     }
 }
 
 /// Bytes of the pieces of the selected columns, whose values take `per_value` bytes, and `per_piece` bytes besides.
-fn bytes_of_pieces(pieces: &Pieces, x: &Selected, per_value: usize, per_piece: usize) -> usize {
+fn bytes_of_pieces(pieces: &Pieces, columns: &[u32], per_value: usize, per_piece: usize) -> usize {
     let tiles = pieces.tiles();
     let of_piece = |j, tile| pieces.range(j, tile).len() * per_value + per_piece;
-    x.iter().map(|(j, _)| (0..tiles).map(|tile| of_piece(j, tile)).sum::<usize>()).sum()
+    columns.iter().map(|&j| (0..tiles).map(|tile| of_piece(j as usize, tile)).sum::<usize>()).sum()
 }
 
 /// Where a register takes rows of one column as they come.
@@ -187,8 +187,8 @@ impl<V: Vector> Kernels for Dense<V> {
     fn all_bytes(&self) -> usize {
         Format::bytes(self)
     }
-    fn column_bytes(&self, x: &Selected) -> usize {
-        x.len() * self.stride() * size_of::<V>()
+    fn column_bytes(&self, columns: &[u32]) -> usize {
+        columns.len() * self.stride() * size_of::<V>()
     }
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::dense(self, x, first, sums);
@@ -203,8 +203,8 @@ impl<V: Vector> Kernels for TileIndex<V> {
     fn all_bytes(&self) -> usize {
         Format::bytes(self)
     }
-    fn column_bytes(&self, x: &Selected) -> usize {
-        bytes_of_pieces(self.pieces(), x, size_of::<V>() + 1, size_of::<u32>())
+    fn column_bytes(&self, columns: &[u32]) -> usize {
+        bytes_of_pieces(self.pieces(), columns, size_of::<V>() + 1, size_of::<u32>())
     }
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::index(self, x, first, sums);
@@ -229,9 +229,9 @@ impl<V: Vector> Kernels for TileBitmap<V> {
     fn all_bytes(&self) -> usize {
         Format::bytes(self)
     }
-    fn column_bytes(&self, x: &Selected) -> usize {
+    fn column_bytes(&self, columns: &[u32]) -> usize {
         let of_piece = size_of::<u32>() + TILE / 32 * (size_of::<u32>() + size_of::<u8>());
-        bytes_of_pieces(self.pieces(), x, size_of::<V>(), of_piece)
+        bytes_of_pieces(self.pieces(), columns, size_of::<V>(), of_piece)
     }
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::bitmap(self, x, first, sums);

@@ -20,7 +20,7 @@ use crate::llama::{CheckpointError, ModelConfig};
 pub struct ActivationPruning {
     /// Fraction of activations pruned at the input of every linear: each token's smallest.
     #[arg(long, value_name = "P", default_value = "0", value_parser = fraction, allow_negative_numbers = true)]
-    activation_sparsity: f64,
+    pub(super) activation_sparsity: f64,
     /// Prune what is not above the thresholds of this file of `duogpt thresholds`.
     #[arg(long, value_name = "FILE")]
     thresholds: Option<PathBuf>,
@@ -28,7 +28,7 @@ pub struct ActivationPruning {
 
 impl ActivationPruning {
     /// The file's thresholds, where there is one; the first `dense_tokens` tokens of a sequence are left alone.
-    fn thresholds(
+    pub(super) fn thresholds(
         &self,
         config: &ModelConfig,
         dense_tokens: usize,

@@ -80,6 +80,7 @@ pub trait Format<V: Value>: Sized {
     ///
     /// # Panics
     /// When an index is not below k.
+    // ANCHOR: product
     fn product<T: Scalar>(&self, x: &Selected<T>) -> Array1<f64> {
         let mut y = Array1::zeros(self.dim().0);
         for (j, x) in x.iter() {
@@ -89,6 +90,7 @@ pub trait Format<V: Value>: Sized {
         }
         y
     }
+    // ANCHOR_END: product
 }
 
 /// Where the values of each column of each tile lie: column by column, within a column tile by tile.

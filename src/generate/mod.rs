@@ -1,0 +1,152 @@
+//! Generating text with a pruned model: a token at a time, from weights that stay compressed in memory and activations of
+//! which only some count.
+//!
+//! The forward pass is the one of calibration and evaluation ([`Forward`](crate::llama::model::Forward)) with a cache of
+//! keys and values, and the rule for the activations is the same; what differs is who multiplies ([`Products`]). A prompt goes
+//! through the model in chunks, for which each weight is decompressed and multiplied as a dense one. Then every token is
+//! y = W (x * mask) from the compressed weights.
+
+pub mod bandwidth;
+pub mod decoder;
+pub mod products;
+pub mod sample;
+pub mod stats;
+pub mod text;
+pub mod weight;
+
+pub use decoder::{Decoder, Sequence};
+pub use products::{Fast, Products, Reference};
+pub use sample::Sampler;
+pub use text::TextStream;
+pub use weight::FormatKind;
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::files::parse_json;
+use crate::linalg::Scalar;
+use crate::llama::CheckpointError;
+use crate::tensors::TensorError;
+use decoder::Traffic;
+
+/// Why nothing more was generated.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// A tensor.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The arithmetic overflowed, or the model is damaged.
+    #[error(
+        "the logits behind token {position} are not all finite: the model's values overflow in this arithmetic (try --precision \
+         f64), or its weights are damaged"
+    )]
+    NotFinite {
+        /// Tokens so far.
+        position: usize,
+    },
+    /// Whoever takes the tokens failed.
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopped {
+    /// The model said so.
+    EndOfSequence,
+    /// As many as were asked for.
+    MaxTokens,
+    /// The model's context is full.
+    Context,
+}
+
+/// What was generated.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Behind the prompt; an end-of-sequence token is the last.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub stopped: Stopped,
+    /// Time that the prompt took.
+    pub prompt_time: Duration,
+    /// Time of the passes that followed, a token each.
+    pub decoding_time: Duration,
+    /// What they read.
+    pub traffic: Traffic,
+}
+
+/// Continues a prompt by up to `max_tokens` tokens, or up to one of `ends`, or until `context` tokens are full; hands each on
+/// as soon as it is known.
+///
+/// # Errors
+/// [`GenerateError`].
+///
+/// # Panics
+/// When the prompt is empty, has a token outside the vocabulary, or exceeds the decoder's capacity.
+pub fn generate<T: Scalar, P: Products<T>>(
+    decoder: &Decoder<T, P>,
+    prompt: &[u32],
+    max_tokens: usize,
+    ends: &[u32],
+    sampler: &mut Sampler,
+    mut each: impl FnMut(u32) -> io::Result<()>,
+) -> Result<Generation, GenerateError> {
+    let mut sequence = decoder.sequence();
+    let start = Instant::now();
+    let mut logits = decoder.feed(&mut sequence, prompt)?;
+    let prompt_time = start.elapsed();
+    sequence.traffic.clear();
+    let mut decoding_time = Duration::ZERO;
+    let mut tokens = Vec::new();
+    let stopped = loop {
+        if tokens.len() == max_tokens {
+            break Stopped::MaxTokens;
+        }
+        let position = sequence.len();
+        let token = sampler.next(logits.view()).ok_or(GenerateError::NotFinite { position })?;
+        tokens.push(token);
+        each(token)?;
+        if ends.contains(&token) {
+            break Stopped::EndOfSequence;
+        }
+        if tokens.len() < max_tokens && position == decoder.capacity() {
+            break Stopped::Context;
+        }
+        if tokens.len() < max_tokens {
+            let start = Instant::now();
+            logits = decoder.feed(&mut sequence, &[token])?;
+            decoding_time += start.elapsed();
+        }
+    };
+    Ok(Generation { tokens, stopped, prompt_time, decoding_time, traffic: sequence.traffic })
+}
+
+/// The tokens that end a text: `eos_token_id` of `generation_config.json`, or of `config.json`; a number or a list.
+///
+/// # Errors
+/// [`CheckpointError`] when a file is damaged.
+pub fn ends_of_sequence(directory: &Path) -> Result<Vec<u32>, CheckpointError> {
+    for file in ["generation_config.json", "config.json"] {
+        let path = directory.join(file);
+        if !path.is_file() {
+            continue;
+        }
+        let malformed = |detail: String| CheckpointError::Malformed { path: path.clone(), detail };
+        let text = std::fs::read_to_string(&path).map_err(TensorError::io(&path))?;
+        let json = parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+        let value = &json["eos_token_id"];
+        if value.is_null() {
+            continue;
+        }
+        let one_or_more = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let token = |value: &serde_json::Value| value.as_u64().and_then(|token| u32::try_from(token).ok());
+        return one_or_more.iter().map(token).collect::<Option<_>>().ok_or_else(|| {
+            malformed(format!("`eos_token_id` is {value}, expected a token id or a list of them"))
+        });
+    }
+    Ok(Vec::new())
+}

@@ -1,0 +1,142 @@
+//! What multiplies in a decoder: the one part that another device replaces.
+
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
+
+use super::weight::Weight;
+use crate::linalg::{Scalar, matmul};
+use crate::reference::activation::prune_activations;
+use crate::reference::spmspv::Selected;
+use crate::reference::teal::prune_below;
+
+/// Which entries of a linear's input count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Keep {
+    /// All but this fraction of each token's smallest; ties stay.
+    Largest(f64),
+    /// Those with |x| above a threshold.
+    Above(f64),
+}
+
+impl Keep {
+    /// Nothing is pruned.
+    pub const ALL: Keep = Keep::Largest(0.0);
+
+    /// Of one token (k).
+    pub fn select<T: Scalar>(self, x: &[T]) -> Selected<T> {
+        match self {
+            Keep::ALL => Selected::all(x),
+            Keep::Largest(sparsity) => Selected::top_k(x, sparsity),
+            Keep::Above(threshold) => Selected::above(x, threshold),
+        }
+    }
+
+    /// Zeroes the others of every token (tokens x k).
+    pub fn prune<T: Scalar>(self, x: ArrayViewMut2<T>) {
+        match self {
+            Keep::Largest(sparsity) => prune_activations(x, sparsity),
+            Keep::Above(threshold) => prune_below(x, threshold, 0),
+        }
+    }
+}
+
+/// What a linear made of its input.
+#[derive(Clone, Debug)]
+pub struct Product<T> {
+    /// W (x * mask) (tokens x out).
+    pub output: Array2<T>,
+    /// Entries of the input that counted, over all tokens.
+    pub kept: usize,
+    /// Bytes of the weight that were read.
+    pub bytes: usize,
+}
+
+/// Products with weights held by a device.
+pub trait Products<T: Scalar>: Sync {
+    /// A weight as the device holds it.
+    type Weight: Send + Sync;
+
+    /// Takes a weight over.
+    fn hold(&self, weight: Weight) -> Self::Weight;
+
+    /// Multiplies each of several weights by their common input `x` (tokens x in), of which `keep` counts for each.
+    fn multiply(&self, weights: &[Self::Weight], keep: &[Keep], x: ArrayView2<T>) -> Vec<Product<T>>;
+}
+
+/// The reference's product for one token. Several tokens share a decompressed copy of each weight.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl<T: Scalar> Products<T> for Reference {
+    type Weight = Weight;
+
+    fn hold(&self, weight: Weight) -> Weight {
+        weight
+    }
+
+    fn multiply(&self, weights: &[Weight], keep: &[Keep], x: ArrayView2<T>) -> Vec<Product<T>> {
+        on_the_host(weights, keep, x, Weight::product)
+    }
+}
+
+/// The [fast product](crate::spmspv) for one token; several as with [`Reference`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fast;
+
+impl Products<f32> for Fast {
+    type Weight = Weight;
+
+    fn hold(&self, weight: Weight) -> Weight {
+        weight
+    }
+
+    fn multiply(&self, weights: &[Weight], keep: &[Keep], x: ArrayView2<f32>) -> Vec<Product<f32>> {
+        on_the_host(weights, keep, x, Weight::fast_product)
+    }
+}
+
+/// One token by `product`, several by a decompressed weight.
+fn on_the_host<T: Scalar>(
+    weights: &[Weight],
+    keep: &[Keep],
+    x: ArrayView2<T>,
+    product: impl Fn(&Weight, &Selected<T>) -> Array1<T>,
+) -> Vec<Product<T>> {
+    if x.nrows() == 1 {
+        let x = x.row(0).to_vec();
+        let select = |keep: Keep| keep.select(&x);
+        return each(weights, keep, select, |weight, selected| Product {
+            output: product(weight, selected).insert_axis(Axis(0)),
+            kept: selected.len(),
+            bytes: weight.bytes_read(selected.indices()),
+        });
+    }
+    let prune = |keep: Keep| {
+        let mut pruned = x.to_owned();
+        keep.prune(pruned.view_mut());
+        pruned
+    };
+    each(weights, keep, prune, |weight, pruned| Product {
+        output: matmul(pruned.view(), weight.decompress().t()),
+        kept: pruned.iter().filter(|x| **x != T::zero()).count(),
+        bytes: weight.bytes(),
+    })
+}
+
+/// Hands each weight on with its treated input, which neighbours with the same rule share.
+fn each<X, T>(
+    weights: &[Weight],
+    keep: &[Keep],
+    treat: impl Fn(Keep) -> X,
+    product: impl Fn(&Weight, &X) -> Product<T>,
+) -> Vec<Product<T>> {
+    let mut treated: Option<(Keep, X)> = None;
+    let mut products = Vec::with_capacity(weights.len());
+    for (weight, &keep) in weights.iter().zip(keep) {
+        let (_, x) = match treated.take().filter(|(of, _)| *of == keep) {
+            Some(same) => treated.insert(same),
+            None => treated.insert((keep, treat(keep))),
+        };
+        products.push(product(weight, x));
+    }
+    products
+}
