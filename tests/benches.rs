@@ -36,7 +36,22 @@ fn every_case_runs_and_holds() {
     suite::all(&mut suite);
     assert_eq!(suite.failed, Vec::<String>::new());
     let kernels: BTreeSet<&str> = suite.ran.iter().map(|name| name.split('/').next().unwrap()).collect();
-    let expected = ["activation", "factor", "layer", "lazy-update", "mask", "panel", "score", "statistics"];
+    let expected = [
+        "activation",
+        "bitmap",
+        "factor",
+        "gemv",
+        "index",
+        "layer",
+        "lazy-update",
+        "mask",
+        "panel",
+        "score",
+        "select",
+        "skip",
+        "statistics",
+        "token",
+    ];
     assert_eq!(kernels.into_iter().collect::<Vec<_>>(), expected);
     assert_eq!(device.in_use(), (0, 0));
 }

@@ -4,22 +4,7 @@
 use super::activation::{Activation, threshold_index};
 use super::device::{Argument, Buffer, Device, DeviceError, Launch};
 use super::{SELECT, number};
-
-/// Which activations count.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// Exact top-k: those not below the magnitude at index floor(k p_x), as
-    /// [`prune_token`](crate::reference::activation::prune_token) leaves them.
-    Top {
-        /// p_x, in \[0, 1).
-        sparsity: f64,
-    },
-    /// |x| > t, with a calibrated t, as [`prune_below`](crate::reference::teal::prune_below) leaves them.
-    Above {
-        /// t
-        threshold: f64,
-    },
-}
+use crate::generate::Keep;
 
 /// RMSNorm in front of the selection: x / sqrt(mean(x^2) + eps) g.
 pub struct Norm<'a, T, D: Device> {
@@ -55,7 +40,7 @@ impl<T: Activation, D: Device> Selected<T, D> {
         })
     }
 
-    /// Selects among `x` (k) by `rule`, behind the norm, if any.
+    /// Selects among `x` (k) those to keep, behind the norm, if any.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -67,7 +52,7 @@ impl<T: Activation, D: Device> Selected<T, D> {
         device: &D,
         x: &Buffer<T, D>,
         norm: Option<Norm<T, D>>,
-        rule: Rule,
+        keep: Keep,
     ) -> Result<(), DeviceError> {
         let k = self.columns.len();
         assert_eq!(x.len(), k, "activations of another length");
@@ -81,9 +66,9 @@ impl<T: Activation, D: Device> Selected<T, D> {
             }
             None => (Argument::Address(0), x.argument(device), 0.0),
         };
-        let (top, index, threshold) = match rule {
-            Rule::Top { sparsity } => (1u32, threshold_index(x, (1, k), sparsity), 0.0),
-            Rule::Above { threshold } => (0, 0, floor(threshold)),
+        let (top, index, threshold) = match keep {
+            Keep::Largest(sparsity) => (1u32, threshold_index(x, (1, k), sparsity), 0.0),
+            Keep::Above(threshold) => (0, 0, floor(threshold)),
         };
         let arguments = vec![
             x.argument(device),

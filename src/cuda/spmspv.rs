@@ -73,10 +73,10 @@ pub trait Weight<T: Element, D: Device>: Sized {
     ///
     /// # Panics
     /// When shapes do not fit.
-    fn product(
+    fn product<X: Activation>(
         &self,
         device: &D,
-        x: &Selected<T, D>,
+        x: &Selected<X, D>,
         scratch: &Scratch<D>,
         y: &Buffer<f32, D>,
     ) -> Result<(), DeviceError> {
@@ -139,6 +139,11 @@ impl<T: Element, D: Device> Weight<T, D> for Dense<T, D> {
 }
 
 impl<T: Element, D: Device> Dense<T, D> {
+    /// Where the first column begins, for a library's call.
+    pub fn address(&self, device: &D) -> u64 {
+        self.values.address(device, 0)
+    }
+
     /// y (n) = W x for all of x (k), in f32: what sparsity has to beat.
     ///
     /// # Errors

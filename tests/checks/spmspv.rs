@@ -3,8 +3,9 @@
 use std::fmt::Debug;
 
 use duogpt::cuda::device::{Buffer, Device};
-use duogpt::cuda::select::{Norm, Rule, Selected};
+use duogpt::cuda::select::{Norm, Selected};
 use duogpt::cuda::spmspv::{Bitmap, Dense, Element, Index, Scratch, Weight};
+use duogpt::generate::Keep;
 use duogpt::reference::spmspv::{self as reference, Format};
 use ndarray::{Array1, Array2};
 use rand::{Rng, SeedableRng};
@@ -41,12 +42,9 @@ fn selection_agrees<T: Element, D: Device>(
     what: &str,
     found: &Selected<T, D>,
     x: &[f32],
-    rule: Rule,
+    keep: Keep,
 ) -> Outcome {
-    let expected = match rule {
-        Rule::Top { sparsity } => reference::Selected::top_k(x, sparsity),
-        Rule::Above { threshold } => reference::Selected::above(x, threshold),
-    };
+    let expected = keep.select(x);
     let count = found.count.to_host(device).map_err(failed)?;
     same(&format!("{what}: count"), &count, &[expected.len() as u32])?;
     let columns = found.columns.to_host(device).map_err(failed)?;
@@ -67,17 +65,17 @@ pub fn selections_agree<T: Element + PartialEq + Debug, D: Device>(device: &D, s
             let on_device = Buffer::from_host(device, &x).map_err(failed)?;
             let g = Buffer::from_host(device, &weight).map_err(failed)?;
             let wide = widen(&x);
-            let rules = SPARSITIES.map(|sparsity| Rule::Top { sparsity }).into_iter();
-            let above = [0.0, 0.3, 1.0, 1e9].map(|threshold| Rule::Above { threshold });
-            for rule in rules.chain(above) {
-                let what = format!("select {}, k = {k}, {rule:?}", T::SUFFIX);
-                selected.select(device, &on_device, None, rule).map_err(failed)?;
-                selection_agrees(device, &what, &selected, &wide, rule)?;
+            let kept_by = SPARSITIES.map(Keep::Largest).into_iter();
+            let above = [0.0, 0.3, 1.0, 1e9].map(Keep::Above);
+            for keep in kept_by.chain(above) {
+                let what = format!("select {}, k = {k}, {keep:?}", T::SUFFIX);
+                selected.select(device, &on_device, None, keep).map_err(failed)?;
+                selection_agrees(device, &what, &selected, &wide, keep)?;
 
                 let norm = Norm { weight: &g, eps: EPS };
-                selected.select(device, &on_device, Some(norm), rule).map_err(failed)?;
+                selected.select(device, &on_device, Some(norm), keep).map_err(failed)?;
                 let normed = selected.normed.to_host(device).map_err(failed)?;
-                selection_agrees(device, &format!("{what}, norm"), &selected, &widen(&normed), rule)?;
+                selection_agrees(device, &format!("{what}, norm"), &selected, &widen(&normed), keep)?;
                 norm_agrees(&what, &normed, &x, &weight, exact)?;
             }
         }
@@ -131,10 +129,9 @@ pub fn selections_of_what_is_no_number<T: Element, D: Device>(device: &D) -> Out
         let x: Vec<T> = narrow(x);
         let on_device = Buffer::from_host(device, &x).map_err(failed)?;
         let selected = Selected::<T, D>::new(device, 5).map_err(failed)?;
-        for rule in [Rule::Top { sparsity: 0.5 }, Rule::Top { sparsity: 0.0 }, Rule::Above { threshold: 1.0 }]
-        {
-            selected.select(device, &on_device, None, rule).map_err(failed)?;
-            selection_agrees(device, &format!("{x:?}, {rule:?}"), &selected, &widen(&x), rule)?;
+        for keep in [Keep::Largest(0.5), Keep::ALL, Keep::Above(1.0)] {
+            selected.select(device, &on_device, None, keep).map_err(failed)?;
+            selection_agrees(device, &format!("{x:?}, {keep:?}"), &selected, &widen(&x), keep)?;
         }
     }
     Ok(())
@@ -185,8 +182,8 @@ pub fn products_agree<T: Element + Debug, D: Device>(device: &D, cases: &[Case])
         ] {
             let weight = sparse_weight::<T>(weight, weight_sparsity, seed);
             let x: Vec<T> = narrow(x);
-            let rule = Rule::Top { sparsity };
-            product_agrees(device, &scratch, &weight, &x, rule, exact)
+            let keep = Keep::Largest(sparsity);
+            product_agrees(device, &scratch, &weight, &x, keep, exact)
                 .map_err(|error| format!("{} {case:?}: {error}", T::SUFFIX))?;
         }
     }
@@ -205,25 +202,11 @@ pub fn empty_products_agree<T: Element + Debug, D: Device>(device: &D) -> Outcom
     last[39] = T::of(-2.0);
     let all: Vec<T> = narrow(integers(2, 1, k));
     for (weight, x) in [(&dense, &vec![T::ZERO; k]), (&none, &all), (&dense, &last), (&one, &last)] {
-        product_agrees(device, &scratch, weight, x, Rule::Above { threshold: 0.0 }, true)?;
+        product_agrees(device, &scratch, weight, x, Keep::Above(0.0), true)?;
     }
     // No input at all, and no output.
-    product_agrees(
-        device,
-        &scratch,
-        &Array2::from_elem((3, 0), T::ZERO),
-        &[],
-        Rule::Top { sparsity: 0.5 },
-        true,
-    )?;
-    product_agrees(
-        device,
-        &scratch,
-        &Array2::from_elem((0, 3), T::ZERO),
-        &all[..3],
-        Rule::Top { sparsity: 0.5 },
-        true,
-    )
+    product_agrees(device, &scratch, &Array2::from_elem((3, 0), T::ZERO), &[], Keep::Largest(0.5), true)?;
+    product_agrees(device, &scratch, &Array2::from_elem((0, 3), T::ZERO), &all[..3], Keep::Largest(0.5), true)
 }
 
 /// Selection and product, one behind the other on the device, by every format, against the definition in f64: equal where sums are
@@ -234,18 +217,15 @@ fn product_agrees<T: Element + Debug, D: Device>(
     scratch: &Scratch<D>,
     weight: &Array2<T>,
     x: &[T],
-    rule: Rule,
+    keep: Keep,
     exact: bool,
 ) -> Outcome {
     let selected = Selected::<T, D>::new(device, x.len()).map_err(failed)?;
     let on_device = Buffer::from_host(device, x).map_err(failed)?;
-    selected.select(device, &on_device, None, rule).map_err(failed)?;
+    selected.select(device, &on_device, None, keep).map_err(failed)?;
 
     let dense = reference::Dense::from_dense(weight.view());
-    let list = match rule {
-        Rule::Top { sparsity } => reference::Selected::top_k(&widen(x), sparsity),
-        Rule::Above { threshold } => reference::Selected::above(&widen(x), threshold),
-    };
+    let list = keep.select(&widen(x));
     let expected = dense.product(&list);
     let sizes = weight.mapv(|w| w.to_f64().abs());
     let m = list.len() as f64 * 2f64.powi(-24);

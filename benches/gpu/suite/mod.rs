@@ -21,6 +21,7 @@ mod layer;
 mod mask;
 mod panel;
 mod score;
+mod spmspv;
 mod statistics;
 
 /// All cases of all kernels, in the order of the algorithm.
@@ -32,6 +33,7 @@ pub fn all<D: Machine>(suite: &mut Suite<D>) {
     mask::cases(suite);
     panel::cases(suite);
     layer::cases(suite);
+    spmspv::cases(suite);
 }
 
 /// What can be timed.
@@ -41,6 +43,12 @@ pub trait Clock {
 
     /// Bytes of the last-level cache.
     fn cache_bytes(&self) -> usize;
+
+    /// y = W x by the vendor's library, the baseline of decoding products: W (n x k) in bf16, its columns padded to a multiple of 8,
+    /// x in bf16, y in f32, by their addresses. Does nothing where there is no such library.
+    fn library_product(&self, _shape: (usize, usize), _w: u64, _x: u64, _y: u64) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A device with a clock.
