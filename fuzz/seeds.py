@@ -62,6 +62,8 @@ def golden():
 def config():
     for model in ["tiny-llama", "nano-llama", "llama3"]:
         write("config", model, (FIXTURES / model / "config.json").read_bytes())
+    for file in (FIXTURES / "architectures").glob("*/config.json"):
+        write("config", file.parent.name, file.read_bytes())
 
 
 def tokenizer():
@@ -122,6 +124,29 @@ def checkpoint():
     untied = json.dumps(dict(config, tie_word_embeddings=False)).encode()
     tensors["lm_head.weight"] = tensor([vocabulary, hidden], "F16")
     write("checkpoint", "lm_head", untied, b"", safetensors(tensors))
+
+    windowed = dict(config, architectures=["MistralForCausalLM"], sliding_window=2)
+    write("checkpoint", "mistral", json.dumps(windowed).encode(), b"", safetensors(tensors))
+    biased = dict(config, architectures=["Qwen2ForCausalLM"], use_sliding_window=True, max_window_layers=0, sliding_window=3)
+    biases = {f"{layer}self_attn.{name}_proj.bias": tensor([size], "F16") for name, size in [("q", 8), ("k", 4), ("v", 4)]}
+    write("checkpoint", "qwen2", json.dumps(biased).encode(), b"", safetensors(tensors | biases))
+
+    narrow = 4
+    opt = {"architectures": ["OPTForCausalLM"], "hidden_size": hidden, "ffn_dim": intermediate, "num_attention_heads": 2,
+           "num_hidden_layers": 1, "vocab_size": vocabulary, "max_position_embeddings": 8}
+    shapes = {"embed_tokens.weight": [vocabulary, hidden], "embed_positions.weight": [10, hidden]}
+    for name, shape in [("self_attn.q_proj", [8, 8]), ("self_attn.k_proj", [8, 8]), ("self_attn.v_proj", [8, 8]),
+                        ("self_attn.out_proj", [8, 8]), ("fc1", [12, 8]), ("fc2", [8, 12]),
+                        ("self_attn_layer_norm", [8]), ("final_layer_norm", [8])]:
+        shapes |= {f"layers.0.{name}.weight": shape, f"layers.0.{name}.bias": shape[:1]}
+    last = {"final_layer_norm.weight": [hidden], "final_layer_norm.bias": [hidden]}
+    whole = {f"decoder.{name}": tensor(shape, "F16") for name, shape in (shapes | last).items()}
+    write("checkpoint", "opt", json.dumps(opt).encode(), b"", safetensors(whole))
+    post_norm = dict(opt, do_layer_norm_before=False, word_embed_proj_dim=narrow)
+    shapes |= {"embed_tokens.weight": [vocabulary, narrow], "project_in.weight": [hidden, narrow],
+               "project_out.weight": [narrow, hidden]}
+    whole = {f"model.decoder.{name}": tensor(shape, "F16") for name, shape in shapes.items()}
+    write("checkpoint", "opt_post_norm", json.dumps(post_norm).encode(), b"", safetensors(whole))
 
 
 golden()

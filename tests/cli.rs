@@ -545,8 +545,36 @@ fn cuda_is_refused_with_advice_where_it_cannot_be_used() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("CUDA cannot be used: "));
     assert!(!Path::new(&output).exists());
-    let done = run("auto");
+    falls_back_in_one_line(&run("auto"));
+}
+
+fn falls_back_in_one_line(done: &std::process::Output) {
     assert!(done.status.success());
     let stderr = String::from_utf8_lossy(&done.stderr);
     assert_eq!(stderr.lines().filter(|line| line.ends_with("using the CPU")).count(), 1, "{stderr}");
+}
+
+#[test]
+fn verify_takes_a_backend_and_says_where_it_cannot() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/basic.safetensors");
+    let run = |flags: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_duogpt"));
+        command.args(["verify", "--json", "--fixtures"]).arg(&golden).args(flags);
+        command.env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    for (flags, expected) in [
+        (vec!["--backend", "cuda"], "CUDA cannot be used: "),
+        (vec!["--backend", "cuda", "--precision", "f64"], "CUDA computes in f32"),
+    ] {
+        let refused = run(&flags);
+        assert_eq!((refused.status.code(), refused.stdout.len()), (Some(2), 0));
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert!(message.contains(expected) && message.contains("--backend cpu"), "{message}");
+    }
+    let done = run(&["--backend", "auto"]);
+    falls_back_in_one_line(&done);
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(report["environment"]["backend"].as_str().unwrap().starts_with("CPU reference"), "{report}");
+    let f64_stage = &report["files"][0]["stages"][1];
+    assert_eq!(f64_stage["outcome"]["ulps"]["precision"], "f64", "{f64_stage}");
 }

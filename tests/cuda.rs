@@ -11,15 +11,13 @@ use checks::spmspv::{
     empty_products_agree, product_cases, products_agree, selections_agree, selections_of_what_is_no_number,
 };
 use checks::*;
-use duogpt::backend::Backend;
 use duogpt::cuda::Cuda;
 use duogpt::cuda::activation::activation;
 use duogpt::cuda::device::Buffer;
 use duogpt::cuda::mask::mask;
 use duogpt::cuda::score::Columns;
 use duogpt::reference::activation::prune_activations;
-use duogpt::reference::prune::prepare;
-use duogpt::reference::{FactorError, PruneConfig, PruneError, Replay, Sparsity, Statistics, Threshold};
+use duogpt::reference::{PruneConfig, Replay, Threshold};
 use emulator::Emulator;
 use half::{bf16, f16};
 use ndarray::Array2;
@@ -150,16 +148,6 @@ fn statistics_at_all_sizes() {
 }
 
 #[test]
-fn whole_layers() {
-    for (i, case) in cases().iter().enumerate() {
-        let outcome = layer_on_emulator(20 + i as u64, case);
-        outcome.unwrap_or_else(|difference| {
-            panic!("n = {}, k = {}, {:?}: {difference}", case.n, case.k, case.config)
-        });
-    }
-}
-
-#[test]
 fn a_layer_of_the_small_model_with_few_rows() {
     let case = Case { n: 3, k: 688, config: PruneConfig::default(), drift: true, dead: &[5] };
     layer_on_emulator(40, &case).unwrap();
@@ -174,45 +162,6 @@ fn another_order_of_threads_gives_the_same_bits() {
     });
     assert_eq!(bits(&flat(&a.weight)), bits(&flat(&b.weight)));
     assert_eq!((a.mask, bits(&flat(&a.score))), (b.mask, bits(&flat(&b.score))));
-}
-
-#[test]
-fn a_hessian_without_factor_is_reported_as_by_the_reference() {
-    let config = PruneConfig { damping: 0.0, ..PruneConfig::upstream(Sparsity::Unstructured(0.5)) };
-    let cuda = Cuda { device: Emulator::new(70) };
-    let mut on_device = cuda.statistics(9, true);
-    let mut on_host = Statistics::<f32>::new(9, true);
-    // Integers, two equal channels: the pivot of one of them is exactly zero.
-    let mut x = integers(3, 30, 9);
-    let copied = x.column(4).to_owned();
-    x.column_mut(7).assign(&copied);
-    cuda.update(&mut on_device, x.view(), x.view());
-    on_host.update(x.view(), x.view());
-    let expected = prepare(&on_host, &config, Replay::default()).unwrap_err();
-    assert!(matches!(expected, PruneError::Factor(FactorError::NotPositiveDefinite { .. })), "{expected}");
-    assert_eq!(cuda.prepare(&on_device, &config, Replay::default()).err(), Some(expected));
-
-    x[(3, 2)] = f32::NAN;
-    let mut on_device = cuda.statistics(9, true);
-    cuda.update(&mut on_device, x.view(), x.view());
-    let error = cuda.prepare(&on_device, &config, Replay::default()).err();
-    let expected = FactorError::NotFinite { what: "Hessian", row: 0, column: 2 };
-    assert_eq!(error, Some(PruneError::Factor(expected)));
-}
-
-#[test]
-fn wrong_shapes_are_errors() {
-    let cuda = Cuda { device: Emulator::new(71) };
-    let mut statistics = cuda.statistics(4, false);
-    let x = random(1, 20, 4);
-    cuda.update(&mut statistics, x.view(), x.view());
-    let config = PruneConfig::default();
-    let prepared = cuda.prepare(&statistics, &config, Replay::default()).unwrap();
-    let error = cuda.prune(&prepared, random(2, 3, 5).view(), &config, Replay::default()).unwrap_err();
-    assert_eq!(error, PruneError::Shape { what: "weight", expected: (3, 4), found: (3, 5) });
-    let order = [0, 1, 2, 2];
-    let replay = Replay { order: Some(&order), mask: None };
-    assert!(matches!(cuda.prepare(&statistics, &config, replay), Err(PruneError::Config(_))));
 }
 
 #[test]

@@ -154,6 +154,19 @@ fn main() {
         Trial::test("planted_spills_and_errors_are_found", move || needs_compiler(&planted))
             .with_ignored_flag(skip),
     ];
+    trials.push(
+        Trial::test("the_compiler_knows_the_architectures", move || {
+            needs_compiler(&|| {
+                let known: Vec<String> =
+                    nvrtc::architectures().iter().map(|known| format!("sm_{known}")).collect();
+                match ARCHITECTURES.iter().find(|(name, _)| !known.iter().any(|known| known == name)) {
+                    None => Ok(()),
+                    Some((missing, _)) => Err(format!("{missing} is not among {known:?}").into()),
+                }
+            })
+        })
+        .with_ignored_flag(skip),
+    );
     for (architecture, shared) in ARCHITECTURES {
         for file in KERNEL_FILES {
             let name = format!("{}::{architecture}", file.name);

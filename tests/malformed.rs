@@ -13,8 +13,8 @@ use common::fixture;
 use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::{Cut, Windows};
 use duogpt::calibrate::{PruneJob, Silent};
-use duogpt::llama::Checkpoint;
 use duogpt::llama::tokenizer::Tokenizer;
+use duogpt::llama::{Checkpoint, ModelConfig};
 use duogpt::reference::{Method, PruneConfig};
 use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -108,6 +108,12 @@ impl Files {
         )
     }
 
+    /// A random model of `fixtures/architectures`.
+    fn of_architecture(model: &str) -> Self {
+        let directory = fixture("architectures").join(model);
+        Files(["config.json", SINGLE].map(|file| (file, fs::read(directory.join(file)).unwrap())).into())
+    }
+
     fn json(&mut self, file: &'static str, edit: impl FnOnce(&mut Value)) {
         let content = self.0.get_mut(file).unwrap();
         let mut json = serde_json::from_slice(content).unwrap();
@@ -193,6 +199,7 @@ fn main() {
     headers(&mut trials);
     indices(&mut trials);
     configs(&mut trials);
+    architectures(&mut trials);
     tokenizers(&mut trials);
     not_finite(&mut trials);
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -602,6 +609,159 @@ fn configs(trials: &mut Vec<Trial>) {
         files.0.remove(SINGLE);
         refused(&files, &[SINGLE, INDEX, "must be converted to safetensors"])
     }));
+}
+
+/// Fields and tensors that other architectures have and LLaMA has not.
+fn architectures(trials: &mut Vec<Trial>) {
+    let whole = "expected a whole number from 1 to 16777216";
+    let count = "expected a whole number from 0 to 16777216";
+    let mut values: Vec<(&'static str, &'static str, Value, &'static str)> = Vec::new();
+    for (model, key) in [
+        ("mistral", "sliding_window"),
+        ("qwen2-window", "sliding_window"),
+        ("opt", "word_embed_proj_dim"),
+        ("opt", "ffn_dim"),
+        ("opt", "num_attention_heads"),
+    ] {
+        let wrong = [json!(0), json!(-7), json!(7.5), json!(1u64 << 40), json!("7"), json!([7]), json!(true)];
+        values.extend(wrong.map(|value| (model, key, value, whole)));
+    }
+    for (model, key) in [
+        ("qwen2-window", "use_sliding_window"),
+        ("opt", "do_layer_norm_before"),
+        ("opt", "_remove_final_layer_norm"),
+        ("opt", "enable_bias"),
+        ("opt", "layer_norm_elementwise_affine"),
+        ("opt", "tie_word_embeddings"),
+    ] {
+        values.extend([json!(1), json!("true")].map(|value| (model, key, value, "expected true or false")));
+    }
+    let listed = "\"full_attention\" or \"sliding_attention\" for each of the 3 layers";
+    let slides = "`layer_types` has \"sliding_attention\"";
+    let activations = "is not supported; supported: \"silu\", \"relu\"";
+    values.extend([
+        ("qwen2-window", "max_window_layers", json!(-1), count),
+        ("qwen2-window", "max_window_layers", json!("1"), count),
+        ("qwen2-window", "layer_types", json!("sliding_attention"), listed),
+        ("qwen2-window", "layer_types", json!(["full_attention", "sliding_attention"]), listed),
+        (
+            "qwen2-window",
+            "layer_types",
+            json!(["full_attention", "full_attention", "linear_attention"]),
+            listed,
+        ),
+        ("qwen2-window", "layer_types", json!([0, 1, 1]), listed),
+        ("qwen2-window", "use_sliding_window", json!(false), slides),
+        ("qwen2-window", "sliding_window", Value::Null, slides),
+        ("mistral", "hidden_act", json!("gelu"), activations),
+        ("opt", "activation_function", json!("gelu_new"), activations),
+        ("opt", "activation_function", json!(1), activations),
+        ("opt", "layer_norm_elementwise_affine", json!(false), "norms have weight and bias"),
+        ("opt", "ffn_dim", Value::Null, "`ffn_dim` is missing"),
+        ("opt", "num_attention_heads", json!(3), "`hidden_size` 32 is no multiple"),
+        // What contradicts the weights.
+        (
+            "opt",
+            "word_embed_proj_dim",
+            json!(20),
+            "embed_tokens.weight` has shape [96, 32], expected [96, 20]",
+        ),
+        ("opt", "ffn_dim", json!(63), "decoder.layers.0.fc1.weight` has shape [64, 32], expected [63, 32]"),
+        (
+            "opt",
+            "max_position_embeddings",
+            json!(63),
+            "decoder.embed_positions.weight` has shape [66, 32], expected [65, 32]",
+        ),
+        ("opt", "tie_word_embeddings", json!(false), "lm_head.weight` is missing"),
+        (
+            "opt-post-norm",
+            "do_layer_norm_before",
+            json!(true),
+            "model.decoder.final_layer_norm.weight` is missing",
+        ),
+        (
+            "opt-post-norm",
+            "word_embed_proj_dim",
+            Value::Null,
+            "embed_tokens.weight` has shape [96, 20], expected [96, 32]",
+        ),
+        ("opt-plain", "enable_bias", json!(true), "self_attn.q_proj.bias` is missing"),
+        ("mistral", "num_key_value_heads", json!(2), "k_proj.weight` has shape [12, 32], expected [24, 32]"),
+        ("mistral", "architectures", json!(["Qwen2ForCausalLM"]), "q_proj.bias` is missing"),
+        ("llama-biased", "architectures", json!(["OPTForCausalLM"]), "`ffn_dim` is missing"),
+    ]);
+    for (model, key, value, expected) in values {
+        trials.push(Trial::test(format!("architecture::{model}::{key}={value}"), move || {
+            let mut files = Files::of_architecture(model);
+            files.json("config.json", |j| j[key] = value.clone());
+            let of_weights = expected.contains("weight`") || expected.contains("bias`");
+            refused(&files, &[if of_weights { SINGLE } else { "config.json" }, expected])
+        }));
+    }
+    for (model, tensor) in [
+        ("opt", "decoder.layers.1.fc2.bias"),
+        ("opt", "decoder.layers.0.self_attn_layer_norm.bias"),
+        ("opt", "decoder.final_layer_norm.bias"),
+        ("opt", "decoder.embed_positions.weight"),
+        ("opt-post-norm", "model.decoder.project_in.weight"),
+        ("opt-post-norm", "model.decoder.project_out.weight"),
+        ("qwen2", "model.layers.1.self_attn.v_proj.bias"),
+    ] {
+        trials.push(Trial::test(format!("architecture::{model}::without_{tensor}"), move || {
+            let mut files = Files::of_architecture(model);
+            // Under another name: the file stays whole.
+            files.header_text(SINGLE, |text| text.replace(&format!("\"{tensor}\""), "\"other\""));
+            refused(&files, &[SINGLE, tensor, "is missing"])
+        }));
+    }
+
+    let mut accepted =
+        |name: &str, model: &'static str, edit: fn(&mut Value), holds: fn(&ModelConfig) -> bool| {
+            trials.push(Trial::test(format!("architecture::{name}"), move || {
+                let mut files = Files::of_architecture(model);
+                files.json("config.json", edit);
+                let directory = tempfile::tempdir()?;
+                files.write(directory.path());
+                let config = Checkpoint::open(directory.path())?.config;
+                if holds(&config) { Ok(()) } else { Err(format!("{config:?}").into()) }
+            }));
+        };
+    fn remove(json: &mut Value, key: &str) {
+        json.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    fn windows(config: &ModelConfig) -> Vec<Option<usize>> {
+        (0..config.num_hidden_layers).map(|layer| config.window(layer)).collect()
+    }
+    accepted(
+        "model_type_alone",
+        "opt",
+        |j| remove(j, "architectures"),
+        |c| c.architecture.class == "OPTForCausalLM",
+    );
+    accepted("window_null", "mistral", |j| j["sliding_window"] = Value::Null, |c| windows(c) == [None; 2]);
+    accepted(
+        "window_not_mentioned",
+        "mistral",
+        |j| remove(j, "sliding_window"),
+        |c| windows(c) == [Some(4096); 2],
+    );
+    accepted("windows_off", "qwen2", |_| (), |c| windows(c) == [None; 2]);
+    accepted(
+        "windows_from_a_layer_on",
+        "qwen2-window",
+        |j| {
+            remove(j, "layer_types");
+            j["max_window_layers"] = json!(2);
+        },
+        |c| windows(c) == [None, None, Some(9)],
+    );
+    accepted(
+        "windows_as_listed",
+        "qwen2-window",
+        |j| j["layer_types"].as_array_mut().unwrap().reverse(),
+        |c| windows(c) == [Some(9), Some(9), None],
+    );
 }
 
 fn tokenizers(trials: &mut Vec<Trial>) {

@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
     };
     // What was accepted has its tensors in the file, so reading it costs no more than the file is long.
     let length: usize = checkpoint.shards().iter().map(|shard| shard.identity().0).sum();
-    assert!(checkpoint.config.vocab_size * checkpoint.config.hidden_size <= length);
+    assert!(checkpoint.config.vocab_size * checkpoint.config.embedding_size <= length);
     let tokens = checkpoint.config.max_position_embeddings.min(4);
     let windows = Windows { tokens: Array2::zeros((1, tokens)), source: "zeros".into() };
     let config = PruneConfig { block_size: 4, ..PruneConfig::paper(Sparsity::Unstructured(0.5)) };

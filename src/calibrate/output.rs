@@ -143,12 +143,7 @@ impl OutputDirectory {
         for entry in entries {
             let (from, name) = (entry.path(), entry.file_name());
             let text_name = name.to_string_lossy();
-            let wanted = text_name == "config.json"
-                || text_name == "generation_config.json"
-                || text_name == "special_tokens_map.json"
-                || text_name == "added_tokens.json"
-                || text_name == "chat_template.jinja"
-                || text_name.starts_with("tokenizer");
+            let wanted = COPIED.contains(&&*text_name) || text_name.starts_with("tokenizer");
             if !wanted || !from.is_file() {
                 continue;
             }
@@ -326,6 +321,17 @@ impl Drop for OutputDirectory {
         }
     }
 }
+
+/// What goes with the weights, besides `tokenizer*`; the last two are tokenizers of an older kind.
+const COPIED: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+];
 
 /// The record of finished layers inside a directory in the making.
 const JOURNAL: &str = "resume.json";

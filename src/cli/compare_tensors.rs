@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::CliError;
+use crate::backend::{Backend, Cpu};
 use crate::files::write_atomically;
 use crate::tensors::TensorFile;
 use crate::verify::report::Report;
@@ -67,6 +68,7 @@ impl ReportOutput {
 /// When a file cannot be read, or the two have nothing in common.
 pub fn run(args: &CompareTensorsArgs) -> Result<ExitCode, CliError> {
     let (expected, found) = (TensorFile::open(&args.expected)?, TensorFile::open(&args.found)?);
-    let report = Report::new(vec![compare_files(&expected, &found, args.tolerance)?]);
+    let report =
+        Report::new(vec![compare_files(&expected, &found, args.tolerance)?], Backend::<f64>::describe(&Cpu));
     args.output.finish(&report, false)
 }

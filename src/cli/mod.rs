@@ -20,6 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::calibrate::Observer;
 use crate::calibrate::report::LinearReport;
 use crate::calibrate::windows::{Cut, Windows, WindowsError};
+use crate::cuda::Gpu;
 use crate::llama::Checkpoint;
 use crate::llama::tokenizer::Tokenizer;
 use crate::tensors::FloatType;
@@ -50,7 +51,7 @@ enum Command {
     Eval(eval::EvalCommand),
     /// Continue a text with a model, its weights compressed in memory and its activations pruned.
     Generate(generate::GenerateArgs),
-    /// Check the reference against golden files of the original code, stage by stage.
+    /// Check the reference, or the CUDA device, against golden files of the original code, stage by stage.
     Verify(verify::VerifyArgs),
     /// Compare the tensors of two files, such as a golden file and what your own port computes.
     CompareTensors(compare_tensors::CompareTensorsArgs),
@@ -106,6 +107,38 @@ macro_rules! with_precision {
     };
 }
 pub(crate) use with_precision;
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The reference.
+    Cpu,
+    /// The first CUDA device, in f32.
+    Cuda,
+    /// CUDA where it can be used, else the CPU.
+    Auto,
+}
+
+/// Why CUDA cannot do what `--precision f64` asks for.
+pub(crate) const IN_F32_ONLY: &str = "CUDA computes in f32, not --precision f64";
+
+impl BackendName {
+    /// The device it means; `None` is the CPU. `cannot` is why CUDA cannot do what else was asked for, if so.
+    ///
+    /// # Errors
+    /// That, or why there is no device, where CUDA was asked for by name. `auto` says so in one line and takes the CPU.
+    pub(crate) fn device(self, cannot: Option<&str>) -> Result<Option<Gpu>, CliError> {
+        let device = || match cannot {
+            Some(reason) => Err(CliError::from(format!("{reason}: use --backend cpu"))),
+            None => Ok(Gpu::new(0)?),
+        };
+        match self {
+            BackendName::Cpu => Ok(None),
+            BackendName::Cuda => device().map(Some),
+            BackendName::Auto => Ok(device().inspect_err(|error| eprintln!("{error}; using the CPU")).ok()),
+        }
+    }
+}
 
 /// Types that activations can be rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
-use super::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
+use super::{
+    ActivationType, BackendName, Bar, CliError, DataSource, IN_F32_ONLY, Precision, fraction, with_precision,
+};
 use crate::backend::{Backend, Cpu};
 use crate::calibrate::PruneJob;
 use crate::calibrate::report::{GridRounding, PruneReport};
 use crate::calibrate::windows::{Cut, Windows};
-use crate::cuda::{Cuda, Gpu};
+use crate::cuda::Cuda;
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry};
@@ -88,16 +90,6 @@ pub(super) enum MethodName {
     Gptaq,
     Wanda,
     Magnitude,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum BackendName {
-    /// The reference.
-    Cpu,
-    /// The first CUDA device, in f32.
-    Cuda,
-    /// CUDA where it can be used, else the CPU.
-    Auto,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -318,7 +310,11 @@ impl Overrides {
 /// # Errors
 /// Whatever keeps the checkpoint from being pruned; nothing is written then.
 pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
-    let gpu = gpu(args)?;
+    let gpu = args.backend.device(match (args.precision, args.quantisation.bits) {
+        (Precision::F64, _) => Some(IN_F32_ONLY),
+        (_, Some(_)) => Some("CUDA does not round weights to grids (--bits)"),
+        _ => None,
+    })?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let cut = Cut::Random { samples: args.samples.unwrap_or(128), seed: args.seed };
     let windows = args.data.windows(&checkpoint, args.sequence_length, args.samples, cut)?;
@@ -362,24 +358,6 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The device that `--backend` asks for; `None` is the CPU.
-fn gpu(args: &PruneArgs) -> Result<Option<Gpu>, CliError> {
-    let cannot = match (args.precision, args.quantisation.bits) {
-        (Precision::F64, _) => Some("CUDA computes in f32, not --precision f64"),
-        (_, Some(_)) => Some("CUDA does not round weights to grids (--bits)"),
-        _ => None,
-    };
-    let device = || match cannot {
-        Some(reason) => Err(CliError::from(format!("{reason}: use --backend cpu"))),
-        None => Ok(Gpu::new(0)?),
-    };
-    match args.backend {
-        BackendName::Cpu => Ok(None),
-        BackendName::Cuda => device().map(Some),
-        BackendName::Auto => Ok(device().inspect_err(|error| eprintln!("{error}; using the CPU")).ok()),
-    }
 }
 
 fn prune_on_cpu<T: Scalar>(

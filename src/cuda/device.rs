@@ -17,7 +17,7 @@ pub enum DeviceError {
         log: String,
     },
     /// An allocation failed.
-    #[error("the device has no room for {bytes} more bytes; {advice}")]
+    #[error("the device has no room for {bytes} more bytes ({} MiB); {advice}", bytes >> 20)]
     OutOfMemory {
         /// The size of the allocation.
         bytes: usize,
@@ -25,7 +25,10 @@ pub enum DeviceError {
         advice: String,
     },
     /// A launch or a library call failed.
-    #[error("{what} failed on the device: {detail}")]
+    #[error(
+        "{what} failed on the device: {detail}; to find out where, run again with CUDA_LAUNCH_BLOCKING=1, to go on without \
+         the device use --backend cpu"
+    )]
     Failed {
         /// The kernel or function.
         what: String,

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::mem::ManuallyDrop;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
@@ -19,14 +20,15 @@ use super::device::{Argument, Device, DeviceError, Launch, Operand};
 use super::{KernelFile, nvrtc};
 use crate::files::write_atomically;
 
-/// The oldest driver that the libraries of CUDA 12 work with.
-const OLDEST_DRIVER: i32 = 12000;
-
 /// A CUDA device.
 pub struct Gpu {
     stream: Arc<CudaStream>,
-    blas: CudaBlas,
-    solver: DnHandle,
+    blas: ManuallyDrop<CudaBlas>,
+    solver: ManuallyDrop<DnHandle>,
+    /// The device may read an upload's source after the call has returned.
+    reads_host_memory: bool,
+    /// Of the driver, as 1000 major + 10 minor of the CUDA it is for.
+    driver: i32,
     /// Such as `sm_90`.
     architecture: String,
     name: String,
@@ -50,30 +52,66 @@ impl Gpu {
         let mut driver = 0;
         // SAFETY: writes one integer; the library is there.
         unsafe { sys::cuDriverGetVersion(&mut driver) }.result().map_err(unavailable)?;
-        if driver < OLDEST_DRIVER {
-            return Err(DeviceError::Unavailable(format!(
-                "the driver is for CUDA {}.{}, install one for CUDA 12 or newer",
-                driver / 1000,
-                driver % 1000 / 10
-            )));
-        }
+        let compiler = nvrtc::version();
+        check_versions(driver, compiler)?;
         let context = CudaContext::new(ordinal).map_err(unavailable)?;
         let (major, minor) = context.compute_capability().map_err(unavailable)?;
+        let architecture = architecture((major, minor), &nvrtc::architectures(), compiler)?;
         let name = context.name().map_err(unavailable)?;
-        let stream = context.default_stream();
-        let library = |error: &dyn std::fmt::Display| DeviceError::Unavailable(error.to_string());
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
+        let reads_host_memory = context.attribute(attribute).map_err(unavailable)? != 0;
+        // SAFETY: all work is on one stream, whose order is the only one there is.
+        unsafe { context.disable_event_tracking() };
+        // Not the default stream: memory that another thread drops is freed on this one, whatever context is current there.
+        let stream = context.new_stream().map_err(unavailable)?;
+        keep_freed_memory(&context).map_err(unavailable)?;
+        let library = |error: &dyn std::fmt::Display| {
+            DeviceError::Unavailable(format!(
+                "{error}; end other programs on the device, or use --backend cpu"
+            ))
+        };
         let blas = CudaBlas::new(stream.clone()).map_err(|error| library(&error))?;
         let solver = DnHandle::new(stream.clone()).map_err(|error| library(&error))?;
-        let name =
-            format!("{name} (sm_{major}{minor}), driver for CUDA {}.{}", driver / 1000, driver % 1000 / 10);
+        let name = format!(
+            "{name} (sm_{major}{minor}), driver for CUDA {}, NVRTC {}.{}",
+            cuda_version(driver),
+            compiler.0,
+            compiler.1
+        );
         Ok(Gpu {
             stream,
-            blas,
-            solver,
-            architecture: format!("sm_{major}{minor}"),
+            blas: ManuallyDrop::new(blas),
+            solver: ManuallyDrop::new(solver),
+            reads_host_memory,
+            driver,
+            architecture,
             name,
             modules: Mutex::default(),
         })
+    }
+
+    /// The CUDA version that the driver is for, as 1000 major + 10 minor.
+    pub fn driver(&self) -> i32 {
+        self.driver
+    }
+
+    /// Bytes that are free on the device, and bytes that this process has allocated and not freed.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn memory(&self) -> Result<(usize, u64), DeviceError> {
+        let what = "asking for the device's memory";
+        self.stream.synchronize().map_err(failed(what))?;
+        let free = self.stream.context().mem_get_info().map_err(failed(what))?.0;
+        let mut used = 0u64;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+        if let Some(pool) = memory_pool(self.stream.context()).map_err(failed(what))? {
+            // SAFETY: the pool is the device's own; the attribute is 64 bits.
+            unsafe { sys::cuMemPoolGetAttribute(pool, attribute, std::ptr::from_mut(&mut used).cast()) }
+                .result()
+                .map_err(failed(what))?;
+        }
+        Ok((free, used))
     }
 
     /// The one stream that all work is on: for timing events, and for libraries of the caller's own.
@@ -97,15 +135,12 @@ impl Gpu {
             let key: String = key.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
             directory.join(format!("{}-{key}.cubin", file.name))
         });
-        let cubin = match kept.as_ref().and_then(|path| fs::read(path).ok()) {
+        let cubin = match kept.as_ref().and_then(|path| read_kept(path)) {
             Some(cubin) => cubin,
             None => {
                 let cubin = nvrtc::compile(file, &self.architecture)?.cubin;
-                // A cache that cannot be written costs seconds at the next start, and nothing else.
-                if let Some(path) = &kept
-                    && path.parent().is_some_and(|parent| fs::create_dir_all(parent).is_ok())
-                {
-                    let _ = write_atomically(path, &cubin);
+                if let Some(path) = &kept {
+                    keep(path, &cubin);
                 }
                 cubin
             }
@@ -113,6 +148,100 @@ impl Gpu {
         let module = self.stream.context().load_module(Ptx::from_binary(cubin)).map_err(failed(file.name))?;
         modules.insert(file.name, module.clone());
         Ok(module)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // After a failed launch the libraries fail too, and their wrappers panic: then the handles stay as they are.
+        if self.bind().is_ok() && self.stream.synchronize().is_ok() {
+            // SAFETY: dropped once, here.
+            unsafe {
+                ManuallyDrop::drop(&mut self.blas);
+                ManuallyDrop::drop(&mut self.solver);
+            }
+        }
+    }
+}
+
+fn cuda_version(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+/// The driver must be for CUDA 12 or newer, and not for an older major version than the libraries, whose machine code it
+/// would refuse to load.
+fn check_versions(driver: i32, (major, minor): (i32, i32)) -> Result<(), DeviceError> {
+    let needed = major.max(12);
+    if driver / 1000 >= needed {
+        return Ok(());
+    }
+    Err(DeviceError::Unavailable(format!(
+        "the driver is for CUDA {}, and libnvrtc is of CUDA {major}.{minor}: install a driver for CUDA {needed} or newer{}, \
+         or use --backend cpu",
+        cuda_version(driver),
+        if driver / 1000 >= 12 { ", put older libraries on LD_LIBRARY_PATH" } else { "" }
+    )))
+}
+
+/// The architecture to compile for: machine code runs on every later minor version of its major one.
+fn architecture(
+    (major, minor): (i32, i32),
+    known: &[i32],
+    compiler: (i32, i32),
+) -> Result<String, DeviceError> {
+    if major < 8 {
+        return Err(DeviceError::Unavailable(format!(
+            "the device has compute capability {major}.{minor}, and 8.0 or newer is needed; use --backend cpu"
+        )));
+    }
+    let runs = |&&known: &&i32| known / 10 == major && known % 10 <= minor;
+    match known.iter().filter(runs).max() {
+        Some(known) => Ok(format!("sm_{known}")),
+        None => Err(DeviceError::Unavailable(format!(
+            "libnvrtc of CUDA {}.{} does not compile for compute capability {major}.{minor}; {TOOLKIT}, of a newer version, \
+             or use --backend cpu",
+            compiler.0, compiler.1
+        ))),
+    }
+}
+
+/// Where `cuMemAllocAsync` takes memory from; none where the device has no such pools.
+fn memory_pool(context: &Arc<CudaContext>) -> Result<Option<sys::CUmemoryPool>, DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(None);
+    }
+    context.bind_to_thread()?;
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: writes a handle that is not to be destroyed.
+    unsafe { sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()) }.result()?;
+    Ok(Some(pool))
+}
+
+/// Freed memory stays with the process: otherwise every wait for the device returns it, and the next allocation maps it anew.
+fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<(), DriverError> {
+    let Some(pool) = memory_pool(context)? else { return Ok(()) };
+    let mut most = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is the device's own; the attribute is 64 bits.
+    unsafe { sys::cuMemPoolSetAttribute(pool, attribute, std::ptr::from_mut(&mut most).cast()) }.result()
+}
+
+/// Bytes of a digest in front of kept machine code: the driver is told no length, and would read behind the end of a damaged
+/// file.
+const DIGEST: usize = 32;
+
+/// Machine code that [`keep`] wrote; none where there is none, or it is damaged.
+fn read_kept(path: &Path) -> Option<Vec<u8>> {
+    let mut content = fs::read(path).ok()?;
+    let (digest, cubin) = content.split_at_checked(DIGEST)?;
+    let whole = Sha256::digest(cubin).as_slice() == digest;
+    whole.then(|| content.split_off(DIGEST))
+}
+
+/// Keeps machine code for the next process. A cache that cannot be written costs seconds at the next start, and nothing else.
+fn keep(path: &Path, cubin: &[u8]) {
+    if path.parent().is_some_and(|parent| fs::create_dir_all(parent).is_ok()) {
+        let _ = write_atomically(path, &[Sha256::digest(cubin).as_slice(), cubin].concat());
     }
 }
 
@@ -164,18 +293,29 @@ impl Device for Gpu {
 
     fn alloc(&self, bytes: usize) -> Result<CudaSlice<u8>, DeviceError> {
         self.bind()?;
+        let out_of_memory = |error: &DriverError| error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
         // SAFETY: `Buffer` promises no content.
-        unsafe { self.stream.alloc::<u8>(bytes) }.map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
-                DeviceError::OutOfMemory {
-                    bytes,
-                    advice: format!(
-                        "{free} are free; end other programs on it, take a larger device, or use --backend cpu"
-                    ),
-                }
+        let alloc = || unsafe { self.stream.alloc::<u8>(bytes) };
+        let memory = alloc().or_else(|error| match memory_pool(self.stream.context())? {
+            // What was freed lies in pieces; given back, it may be enough.
+            Some(pool) if out_of_memory(&error) => {
+                self.stream.synchronize()?;
+                // SAFETY: the pool is the device's own.
+                unsafe { sys::cuMemPoolTrimTo(pool, 0) }.result()?;
+                alloc()
             }
-            _ => failed("allocation")(error),
+            _ => Err(error),
+        });
+        memory.map_err(|error| match out_of_memory(&error) {
+            true => {
+                let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
+                let advice = format!(
+                    "{} MiB are free; end other programs on it, take a larger device, or use --backend cpu",
+                    free >> 20
+                );
+                DeviceError::OutOfMemory { bytes, advice }
+            }
+            false => failed("allocation")(error),
         })
     }
 
@@ -186,7 +326,13 @@ impl Device for Gpu {
 
     fn upload(&self, from: &[u8], to: &mut CudaSlice<u8>) -> Result<(), DeviceError> {
         self.bind()?;
-        self.stream.memcpy_htod(from, to).map_err(failed("copy to the device"))
+        self.stream.memcpy_htod(from, to).map_err(failed("copy to the device"))?;
+        // Elsewhere the source has been read when the call returns.
+        if self.reads_host_memory {
+            self.stream.synchronize().map_err(failed("copy to the device"))
+        } else {
+            Ok(())
+        }
     }
 
     fn download(&self, from: &CudaSlice<u8>, to: &mut [u8]) -> Result<(), DeviceError> {
@@ -323,5 +469,59 @@ impl Device for Gpu {
         }
         .result()
         .map_err(|error| DeviceError::Failed { what: "cublasStrsm".into(), detail: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_machine_code_is_compiled_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/kernel.cubin");
+        let cubin: Vec<u8> = (0..1000).map(|i| (i % 251) as u8).collect();
+        assert_eq!(read_kept(&path), None);
+        keep(&path, &cubin);
+        assert_eq!(read_kept(&path), Some(cubin.clone()));
+        let whole = fs::read(&path).unwrap();
+        for length in [0, 10, DIGEST, DIGEST + 1, whole.len() - 1] {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert_eq!(read_kept(&path), None, "{length} of {} bytes", whole.len());
+        }
+        let mut changed = whole.clone();
+        changed[500] ^= 1;
+        fs::write(&path, changed).unwrap();
+        assert_eq!(read_kept(&path), None);
+        keep(&path, &cubin);
+        assert_eq!(read_kept(&path), Some(cubin));
+    }
+
+    #[test]
+    fn versions_that_do_not_fit_are_refused_with_advice() {
+        let refused = |driver, compiler| check_versions(driver, compiler).unwrap_err().to_string();
+        assert_eq!(check_versions(12040, (12, 9)), Ok(()));
+        assert_eq!(check_versions(13000, (12, 4)), Ok(()));
+        assert_eq!(check_versions(13000, (13, 0)), Ok(()));
+        let old = refused(11080, (12, 4));
+        assert!(old.contains("for CUDA 11.8") && old.contains("install a driver for CUDA 12"), "{old}");
+        let mixed = refused(12080, (13, 0));
+        assert!(mixed.contains("for CUDA 13 or newer, put older libraries"), "{mixed}");
+        assert!(mixed.contains("--backend cpu"), "{mixed}");
+    }
+
+    #[test]
+    fn the_architecture_is_the_newest_that_runs_on_the_device() {
+        let known = [75, 80, 86, 87, 89, 90, 100, 103, 120];
+        let of = |capability| architecture(capability, &known, (13, 0));
+        assert_eq!(of((8, 0)), Ok("sm_80".into()));
+        assert_eq!(of((8, 8)), Ok("sm_87".into()));
+        assert_eq!(of((9, 0)), Ok("sm_90".into()));
+        assert_eq!(of((10, 1)), Ok("sm_100".into()));
+        assert_eq!(of((12, 1)), Ok("sm_120".into()));
+        let old = of((7, 5)).unwrap_err().to_string();
+        assert!(old.contains("compute capability 7.5") && old.contains("8.0"), "{old}");
+        let new = of((11, 0)).unwrap_err().to_string();
+        assert!(new.contains("CUDA 13.0 does not compile for compute capability 11.0"), "{new}");
     }
 }

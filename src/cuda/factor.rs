@@ -125,13 +125,10 @@ fn correct<D: Device>(
         launch(device, &FACTOR, "plain_scale", k, 1, arguments)?;
         return Ok((None, score_scale));
     };
-    let dxxt = permute_both(device, &drift.dxxt, order, scale)?;
     let dxdxt = drift.dxdxt.to_host(device)?;
     let a: Vec<f32> = order.iter().map(|&column| dxdxt[column] * scale).collect();
     let a = Buffer::from_host(device, &a)?;
-    let rows = |a: &_| Rows::new(device, a, 0, k);
-    let q = Buffer::new(device, k * k)?;
-    gemm(device, (k, k, k), 1.0, rows(&dxxt), rows(lt).t(), 0.0, rows(&q))?;
+    let Projection { dxxt, q } = projection(device, drift, order, scale, lt)?;
     let arguments = vec![
         q.argument(device),
         lt.argument(device),
@@ -142,8 +139,33 @@ fn correct<D: Device>(
     ];
     launch(device, &FACTOR, "strictly_upper", k, 32, arguments)?;
     let d = dxxt; // its memory
+    let rows = |a: &_| Rows::new(device, a, 0, k);
     gemm(device, (k, k, k), 1.0, rows(&q), rows(lt), 0.0, rows(&d))?;
     Ok((Some(d), score_scale))
+}
+
+/// dX X^T in processing order, and what it gives with L (each k x k).
+pub(crate) struct Projection<D: Device> {
+    /// scale * dX X^T, permuted.
+    pub dxxt: Buffer<f32, D>,
+    /// Q = dX X^T L.
+    pub q: Buffer<f32, D>,
+}
+
+/// Q, as [`residual_projection`](crate::reference::score::residual_projection).
+pub(crate) fn projection<D: Device>(
+    device: &D,
+    drift: &Drift<D>,
+    order: &[usize],
+    scale: f32,
+    lt: &Buffer<f32, D>,
+) -> Result<Projection<D>, DeviceError> {
+    let k = order.len();
+    let dxxt = permute_both(device, &drift.dxxt, order, scale)?;
+    let q = Buffer::new(device, k * k)?;
+    let rows = |a: &_| Rows::new(device, a, 0, k);
+    gemm(device, (k, k, k), 1.0, rows(&dxxt), rows(lt).t(), 0.0, rows(&q))?;
+    Ok(Projection { dxxt, q })
 }
 
 /// scale * a[order, order] (k x k).

@@ -34,6 +34,25 @@ pub fn version() -> (i32, i32) {
     (major, minor)
 }
 
+/// The architectures it compiles for, such as 90.
+///
+/// # Panics
+/// Without libnvrtc: ask [`is_present`] first.
+pub fn architectures() -> Vec<i32> {
+    let mut count = 0;
+    // SAFETY: writes one integer, then as many as it said.
+    unsafe {
+        if sys::nvrtcGetNumSupportedArchs(&mut count).result().is_err() {
+            return Vec::new();
+        }
+        let mut known = vec![0; count.max(0) as usize];
+        match sys::nvrtcGetSupportedArchs(known.as_mut_ptr()).result() {
+            Ok(()) => known,
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
 /// What is compiled, and how: equal keys give equal machine code.
 pub fn key(file: &KernelFile, architecture: &str) -> String {
     format!("{architecture} {OPTIONS:?} {:?}\n{COMMON}\n{}", version(), file.source)

@@ -23,6 +23,16 @@ pub struct Cuda<D> {
 /// Statistics on the device, or why they could not be gathered: [`Backend::prepare`] says so.
 pub struct Gathered<D: Device>(Result<Statistics<D>, DeviceError>);
 
+impl<D: Device> Gathered<D> {
+    /// The statistics.
+    ///
+    /// # Errors
+    /// What kept them from being gathered.
+    pub fn get(&self) -> Result<&Statistics<D>, DeviceError> {
+        self.0.as_ref().map_err(Clone::clone)
+    }
+}
+
 impl<D: Device> Backend<f32> for Cuda<D> {
     type Statistics = Gathered<D>;
     type Prepared = Prepared<D>;
@@ -53,8 +63,7 @@ impl<D: Device> Backend<f32> for Cuda<D> {
         config: &PruneConfig,
         replay: Replay,
     ) -> Result<Prepared<D>, PruneError> {
-        let statistics = statistics.0.as_ref().map_err(Clone::clone)?;
-        factor::prepare(&self.device, statistics, config, replay)
+        factor::prepare(&self.device, statistics.get()?, config, replay)
     }
 
     fn prune(
@@ -175,10 +184,12 @@ pub fn prune_on_device<D: Device>(
     })
 }
 
-fn row_major<T: Copy>(a: ArrayView2<T>) -> Vec<T> {
+/// As a device takes it.
+pub(crate) fn row_major<T: Copy>(a: ArrayView2<T>) -> Vec<T> {
     a.iter().copied().collect()
 }
 
-fn to_matrix<T>(values: Vec<T>, shape: (usize, usize)) -> Array2<T> {
+/// What a device gives back.
+pub(crate) fn to_matrix<T>(values: Vec<T>, shape: (usize, usize)) -> Array2<T> {
     Array2::from_shape_vec(shape, values).expect("one value per entry")
 }

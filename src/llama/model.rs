@@ -316,6 +316,7 @@ impl<T: Scalar> Forward<T> {
         state.input = self.block_input(&state.hidden, &layer.attention_norm);
     }
 
+    // ANCHOR: advance
     /// Takes the outputs of `group` without their biases (a matrix per linear, from [`apply`]) and sets the input of the
     /// next group of the layer. Behind {down} there is none: the next layer is entered.
     pub fn advance(&self, layer: &Layer<T>, group: Group, mut outputs: Vec<Array2<T>>, state: &mut State<T>) {
@@ -361,6 +362,7 @@ impl<T: Scalar> Forward<T> {
             }
         }
     }
+    // ANCHOR_END: advance
 
     /// What a block (attention or MLP) sees of the residual stream.
     fn block_input(&self, hidden: &Array2<T>, norm: &Norm<T>) -> Array2<T> {

@@ -120,7 +120,7 @@ fn check_hessian<T: Scalar>(hessian: &Array2<T>) -> Result<(), FactorError> {
     Ok(())
 }
 
-fn check_finite<T: Scalar>(what: &'static str, a: &Array2<T>) -> Result<(), FactorError> {
+pub(super) fn check_finite<T: Scalar>(what: &'static str, a: &Array2<T>) -> Result<(), FactorError> {
     match a.indexed_iter().find(|(_, x)| !x.is_finite()) {
         Some(((row, column), _)) => Err(FactorError::NotFinite { what, row, column }),
         None => Ok(()),

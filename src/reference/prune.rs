@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis, Zip, s};
 use rayon::prelude::*;
 
-use super::factor::{FactorError, damp, dead_channels, factor, revive_dead_channels};
+use super::factor::{self, FactorError, damp, dead_channels, revive_dead_channels};
 use super::mask::{Sparsity, lowest};
 use super::order::inverse;
 use super::score::{Correction, score, score_scale};
@@ -128,8 +128,9 @@ pub(crate) fn damped_factor<T: Scalar>(
     mut hessian: Array2<T>,
     damping: f64,
 ) -> Result<Array2<T>, FactorError> {
+    factor::check_finite("Hessian", &hessian)?; // the mean of the diagonal would spread what is not
     damp(&mut hessian, damping);
-    factor(hessian)
+    factor::factor(hessian)
 }
 
 /// The columns in another order, row-major.

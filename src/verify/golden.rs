@@ -22,6 +22,10 @@
 //! * a grid's scale: 4 u (two rounded inputs, a factor, a difference and a quotient, none of which cancels); a point of
 //!   it: 2 u more.
 //!
+//! Any other backend than the reference is held to what the reference measurably errs in f32, stage by stage: its values to
+//! 2 error(CPU f32) + 4 eps. A decision of it may differ only if the two scores (or keys of the order) that it
+//! compares lie closer than twice the error measured over all of that backend's own: each may be off by that much.
+//!
 //! No comparison of values survives a flipped mask bit. So values are compared under the golden order and mask, and
 //! the decisions apart: an f32 flip passes only if the score lies within the score budget of the cut. A weight
 //! rounded to another code is such a flip too. It passes only if the value that was rounded lies within the budget
@@ -34,18 +38,18 @@ use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Ix1};
 use serde::Serialize;
 
 use super::compare::{Processing, compare, compare_decisions};
-use super::report::{FileReport, Stage};
+use super::inspect::{Inspect, Prepared};
+use super::report::{FileReport, Outcome, Stage};
+use crate::backend::Cpu;
 use crate::linalg::{Scalar, matmul};
-use crate::reference::activation::prune_activations;
 use crate::reference::baseline::gptaq::{GridConfig, GridRange, Quantised, Symmetry, quantise};
-use crate::reference::baseline::{sparsegpt::sparsegpt, wanda::wanda};
+use crate::reference::baseline::wanda::wanda;
 use crate::reference::factor::{damp, dead_channels, factor, revive_dead_channels};
 use crate::reference::mask::lowest;
 use crate::reference::order::inverse;
-use crate::reference::prune::{Ordered, damped_factor, in_processing_order, prepare};
-use crate::reference::score::{Coefficients, coefficients, residual_projection, update_matrix};
+use crate::reference::score::{Coefficients, coefficients};
 use crate::reference::{
-    Alpha, ChannelNorms, ColumnOrder, Drift, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics,
+    Alpha, ChannelNorms, ColumnOrder, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics, prune,
 };
 use crate::tensors::{FloatType, TensorError, TensorFile};
 
@@ -98,19 +102,30 @@ pub enum Kind {
 /// [`GoldenError`] when the file cannot be read or is not understood. A stage that differs is not an error: it is in
 /// the report.
 pub fn verify_file<T: Scalar>(path: &Path) -> Result<FileReport, GoldenError> {
+    verify_file_on::<T, _>(path, &Cpu)
+}
+
+/// Checks one golden file with a backend.
+///
+/// # Errors
+/// As [`verify_file`], and what the backend could not do.
+pub fn verify_file_on<T: Scalar, B: Inspect<T>>(path: &Path, backend: &B) -> Result<FileReport, GoldenError> {
     let file = TensorFile::open(path)?;
-    let golden = Golden { file: &file };
+    // What the reference errs in this arithmetic.
+    let single = if B::REFERENCE { Vec::new() } else { verify_file::<T>(path)?.stages };
+    let golden = Golden { file: &file, backend, single };
     let kind = golden.kind();
     let stages = match kind {
         Some(Kind::DuoGpt) => golden.duogpt::<T>()?,
         Some(Kind::SparseGpt) => golden.sparsegpt::<T>()?,
+        Some(Kind::Wanda) if B::unsupported(Kind::Wanda).is_some() => Vec::new(),
         Some(Kind::Wanda) => golden.wanda::<T>()?,
         Some(Kind::ActivationPruning) => golden.activation_pruning::<T>()?,
         Some(Kind::Gptaq) => golden.gptaq::<T>()?,
         None => Vec::new(),
     };
-    let not_compared = match kind {
-        Some(_) => Vec::new(),
+    let not_compared = match kind.map(B::unsupported) {
+        Some(reason) => reason.map(String::from).into_iter().collect(),
         None => vec!["not a golden file: neither its metadata nor its tensors name a known kind".into()],
     };
     Ok(FileReport {
@@ -125,7 +140,7 @@ pub fn verify_file<T: Scalar>(path: &Path) -> Result<FileReport, GoldenError> {
 
 /// The scores and the mask that a DuoGPT file recorded; `None` for any other file.
 pub(super) fn recorded_cuts(file: &TensorFile) -> Result<Option<Cuts>, GoldenError> {
-    let golden = Golden { file };
+    let golden = Golden { file, backend: &Cpu, single: Vec::new() };
     if golden.kind() != Some(Kind::DuoGpt) || file.get("trace.score").is_none() {
         return Ok(None);
     }
@@ -138,8 +153,11 @@ pub(super) fn recorded_cuts(file: &TensorFile) -> Result<Option<Cuts>, GoldenErr
     Ok(Some(Cuts::new(score, mask, order, Region::of(&golden.config()?))))
 }
 
-struct Golden<'a> {
+struct Golden<'a, B> {
     file: &'a TensorFile,
+    backend: &'a B,
+    /// The stages of the reference in the same arithmetic; none where the backend is the reference.
+    single: Vec<Stage>,
 }
 
 /// A matrix of one column, so that vectors are compared like matrices.
@@ -156,6 +174,17 @@ fn is_f64<T: Scalar>() -> bool {
     T::UNIT_ROUNDOFF == f64::UNIT_ROUNDOFF
 }
 
+/// The statistics of a file's input.
+struct Gathered<T, S> {
+    /// How they compare.
+    stages: Vec<Stage>,
+    /// Where the backend has them.
+    on_backend: S,
+    /// A copy.
+    statistics: Statistics<T>,
+    budgets: Budgets,
+}
+
 /// Budgets of one layer, relative to the largest golden entry of each stage.
 struct Budgets {
     hessian: f64,
@@ -165,7 +194,7 @@ struct Budgets {
     terms: f64,
 }
 
-impl Golden<'_> {
+impl<B> Golden<'_, B> {
     fn malformed(&self, detail: impl Into<String>) -> GoldenError {
         GoldenError::Malformed { path: self.file.path().to_path_buf(), detail: detail.into() }
     }
@@ -243,20 +272,60 @@ impl Golden<'_> {
         Ok((dense, sparse))
     }
 
+    /// What a stage of values may be off by: the reference by `bound`, any other backend by what the reference errs.
+    fn allowed<T: Scalar>(&self, name: &str, bound: f64) -> f64 {
+        match self.single.iter().find(|stage| stage.name == name) {
+            Some(Stage { outcome: Outcome::Values(single), .. }) => {
+                2.0 * single.error + 8.0 * T::UNIT_ROUNDOFF // eps = 2 u
+            }
+            _ => bound,
+        }
+    }
+
+    /// How far from each other two compared numbers may be whose order differs: the reference by `bound`, any other backend
+    /// by twice the error of the stages that say how far off they are.
+    fn margin<'s>(&self, bound: f64, measured: impl IntoIterator<Item = &'s Stage>) -> f64 {
+        if self.single.is_empty() {
+            return bound;
+        }
+        let error = |stage: &Stage| match &stage.outcome {
+            Outcome::Values(values) => values.error,
+            _ => 0.0,
+        };
+        2.0 * measured.into_iter().map(error).sum::<f64>()
+    }
+
+    /// Compares values in the arithmetic under test.
+    fn values_stage<T: Scalar>(
+        &self,
+        name: &str,
+        found: ArrayView2<T>,
+        expected: ArrayView2<f64>,
+        bound: f64,
+        processing: Processing,
+    ) -> Stage {
+        values_stage(name, found, expected, self.allowed::<T>(name, bound), processing)
+    }
+
     /// The running statistics, compared; then as computed. `scale` is the factor that the recorded ones carry.
-    fn statistics<T: Scalar>(&self, scale: f64) -> Result<(Vec<Stage>, Statistics<T>, Budgets), GoldenError> {
+    fn statistics<T: Scalar>(&self, scale: f64) -> Result<Gathered<T, B::Statistics>, GoldenError>
+    where
+        B: Inspect<T>,
+    {
         let (dense, sparse) = self.inputs()?;
         let (_, tokens, k) = dense.dim();
         let with_drift = self.file.get("stats.dxxt").is_some();
-        let mut statistics = Statistics::<T>::new(k, with_drift);
+        let mut gathered = self.backend.statistics(k, with_drift);
         for (dense, sparse) in dense.outer_iter().zip(sparse.outer_iter()) {
-            statistics.update(cast(&dense.to_owned()).view(), cast(&sparse.to_owned()).view());
+            let (dense, sparse) = (cast(&dense.to_owned()), cast(&sparse.to_owned()));
+            self.backend.update(&mut gathered, dense.view(), sparse.view());
         }
+        let statistics = self.backend.read_statistics(&gathered).map_err(|e| self.refused(e))?;
         let budgets = self.budgets::<T>(&dense, &sparse, tokens)?;
 
         let mut stages = Vec::new();
         let mut stage = |name: &str, found: Array2<T>, expected: Array2<f64>, budget: f64| {
-            stages.push(values_stage(name, found.view(), expected.view(), budget, Processing::Rows));
+            stages.push(self.values_stage(name, found.view(), expected.view(), budget, Processing::Rows));
         };
         let hessian = self.square("stats.hessian", k)?;
         stage("statistics: H", &statistics.hessian * T::of(scale), hessian, budgets.hessian);
@@ -268,7 +337,7 @@ impl Golden<'_> {
                 stage("statistics: diag dX dX^T", column(&drift.dxdxt), column(&dxdxt), budgets.dxdxt);
             }
         }
-        Ok((stages, statistics, budgets))
+        Ok(Gathered { stages, on_backend: gathered, statistics, budgets })
     }
 
     /// See the module's text.
@@ -369,7 +438,10 @@ impl Golden<'_> {
         })
     }
 
-    fn duogpt<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError> {
+    fn duogpt<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError>
+    where
+        B: Inspect<T>,
+    {
         let config = self.config()?;
         let (dense, sparse) = self.inputs()?;
         let weight = self.file.matrix::<f64>("input.weight")?;
@@ -378,15 +450,30 @@ impl Golden<'_> {
         config.check(k).map_err(|e| self.refused(e))?;
 
         let mut stages = vec![self.activation_stage::<T>(&dense, &sparse)?];
-        let (statistics_stages, statistics, budgets) = self.statistics::<T>(1.0)?;
-        stages.extend(statistics_stages);
-
-        let factored = self.factored_budget::<T>(&budgets, config.damping, k)?;
-        let (order_stage, order) = self.order_stage(&config, &statistics, budgets.hessian + budgets.dxxt)?;
+        let gathered = self.statistics::<T>(1.0)?;
+        let Gathered { on_backend, statistics, budgets, .. } = &gathered;
+        let factored = self.factored_budget::<T>(budgets, config.damping, k)?;
+        let prepare = |order: Option<&[usize]>| {
+            let replay = Replay { order, mask: None };
+            self.backend.prepare(on_backend, &config, replay).map_err(|e| self.refused(e))
+        };
+        let mut prepared = prepare(None)?;
+        let mut on_host =
+            self.backend.read_prepared(on_backend, &prepared, &config).map_err(|e| self.refused(e))?;
+        let drift = ["statistics: H", "statistics: dX X^T"];
+        let keys = gathered.stages.iter().filter(|stage| drift.contains(&stage.name.as_str()));
+        let key_budget = self.margin(budgets.hessian + budgets.dxxt, keys);
+        let (order_stage, order) = self.order_stage(&config, statistics, &on_host.order, key_budget)?;
+        if order != on_host.order {
+            prepared = prepare(Some(&order))?;
+            on_host =
+                self.backend.read_prepared(on_backend, &prepared, &config).map_err(|e| self.refused(e))?;
+        }
+        stages.extend(gathered.stages.iter().cloned());
         stages.extend(order_stage);
         let traced = self.file.get("trace.score").is_some();
         if traced {
-            stages.extend(self.factor_stages(&config, &statistics, &order, budgets.dxdxt, factored)?);
+            stages.extend(self.factor_stages(&config, statistics, &on_host, budgets.dxdxt, factored)?);
         }
 
         // Values under the golden order and mask.
@@ -397,10 +484,9 @@ impl Golden<'_> {
             false => None,
         };
         let weight = cast::<T, _>(&weight);
-        let replay = Replay { order: Some(&order), mask: None };
-        let prepared = prepare(&statistics, &config, replay).map_err(|e| self.refused(e))?;
         let run = |mask: Option<ArrayView2<bool>>| {
-            prepared.prune(weight.view(), &config, Replay { order: None, mask }).map_err(|e| self.refused(e))
+            let replay = Replay { order: None, mask };
+            self.backend.prune(&prepared, weight.view(), &config, replay).map_err(|e| self.refused(e))
         };
         let mut pruned = run(None)?;
         if let Some(golden_mask) = &golden_mask {
@@ -412,10 +498,12 @@ impl Golden<'_> {
             }
             let score = self.matrix_of("trace.score", (n, k))?;
             let columns = Processing::Columns(&natural);
-            stages.push(values_stage("score", pruned.score.view(), score.view(), factored, columns));
+            let compared = self.values_stage("score", pruned.score.view(), score.view(), factored, columns);
+            let margin = self.margin(factored, [&compared]);
+            stages.push(compared);
             let score = score.select(Axis(1), &position);
             let cuts = Cuts::new(score, golden_mask.clone(), order.clone(), Region::of(&config));
-            stages.push(mask_stage::<T>("mask", &decided, &cuts, factored));
+            stages.push(mask_stage::<T>("mask", &decided, &cuts, margin));
         }
         let output = self.matrix_of("output.weight", (n, k))?;
         // Without traces the mask of the output stands in for the one that was not recorded.
@@ -425,7 +513,7 @@ impl Golden<'_> {
             pruned = run(Some(output.mapv(|w| w == 0.0).view()))?;
         }
         let columns = Processing::Columns(&order);
-        stages.push(values_stage(name, pruned.weight.view(), output.view(), factored, columns));
+        stages.push(self.values_stage(name, pruned.weight.view(), output.view(), factored, columns));
         Ok(stages)
     }
 
@@ -434,15 +522,38 @@ impl Golden<'_> {
         &self,
         dense: &Array3<f64>,
         sparse: &Array3<f64>,
-    ) -> Result<Stage, GoldenError> {
+    ) -> Result<Stage, GoldenError>
+    where
+        B: Inspect<T>,
+    {
         let p: f64 = self.metadata("a_sparsity")?;
         crate::reference::activation::check_fraction("metadata `a_sparsity`", p)
             .map_err(|e| self.refused(e))?;
         let drifted = dense.iter().zip(sparse).any(|(&x, &pruned)| pruned != 0.0 && pruned != x);
         let source = if drifted { sparse } else { dense };
-        let mut stage = activation_stage::<T>("activation pruning", source, sparse, p);
+        let mut stage = self.pruned_stage::<T>("activation pruning", source, sparse, p)?;
         stage.note = drifted.then(|| "X^ is no pruned X~ here: checked that pruning keeps it".to_string());
         Ok(stage)
+    }
+
+    /// Prunes `input` and compares with `golden`, a row per token.
+    fn pruned_stage<T: Scalar>(
+        &self,
+        name: &str,
+        input: &Array3<f64>,
+        golden: &Array3<f64>,
+        p: f64,
+    ) -> Result<Stage, GoldenError>
+    where
+        B: Inspect<T>,
+    {
+        let (sequences, tokens, k) = input.dim();
+        let flat = |x: &Array3<f64>| x.to_shape((sequences * tokens, k)).expect("contiguous").to_owned();
+        let found: Array2<T> =
+            self.backend.pruned_activations(cast(&flat(input)), p).map_err(|e| self.refused(e))?;
+        // Entries are kept or zeroed, never computed: only the rounding of the input itself may show, with any backend.
+        let budget = if is_f64::<T>() { 0.0 } else { T::UNIT_ROUNDOFF };
+        Ok(values_stage(name, found.view(), flat(golden).view(), budget, Processing::Rows))
     }
 
     /// The order, and the golden one to go on with: dead channels tie, and the original's sort is not stable.
@@ -450,12 +561,12 @@ impl Golden<'_> {
         &self,
         config: &PruneConfig,
         statistics: &Statistics<T>,
+        ours: &[usize],
         key_budget: f64,
     ) -> Result<(Option<Stage>, Vec<usize>), GoldenError> {
         let k = statistics.channels();
         let dead = dead_channels(&statistics.hessian);
-        let ours = in_processing_order(statistics, &dead, config, None).map_err(|e| self.refused(e))?.order;
-        let Some(golden) = self.recorded_order(k)? else { return Ok((None, ours)) };
+        let Some(golden) = self.recorded_order(k)? else { return Ok((None, ours.to_vec())) };
         let key = |column: usize| {
             let h = if dead[column] { 1.0 } else { statistics.hessian[(column, column)].widen() };
             match (&config.column_order, &statistics.drift) {
@@ -470,7 +581,7 @@ impl Golden<'_> {
         let as_row = |order: &[usize]| Array2::from_shape_fn((1, k), |(_, i)| order[i] as f64);
         let natural: Vec<usize> = (0..k).collect();
         let outcome =
-            compare_decisions(as_row(&ours).view(), as_row(&golden).view(), &natural, Some(budget), margin);
+            compare_decisions(as_row(ours).view(), as_row(&golden).view(), &natural, Some(budget), margin);
         let stage = Stage::decisions("permutation", outcome);
         Ok((Some(stage), golden))
     }
@@ -491,38 +602,40 @@ impl Golden<'_> {
         Ok(Some(order))
     }
 
-    /// L^T, Q, alpha D, a, b, 2c.
+    /// L^T, Q, alpha D, a, b, 2c, and the factor of the score that a backend makes of them.
     fn factor_stages<T: Scalar>(
         &self,
         config: &PruneConfig,
         statistics: &Statistics<T>,
-        order: &[usize],
+        prepared: &Prepared<T>,
         dxdxt_budget: f64,
         factored: f64,
     ) -> Result<Vec<Stage>, GoldenError> {
+        let Prepared { order, lt, q, d, scale } = prepared;
         let k = order.len();
-        let dead = dead_channels(&statistics.hessian);
-        let Ordered { hessian, drift, .. } =
-            in_processing_order(statistics, &dead, config, Some(order)).map_err(|e| self.refused(e))?;
-        let l = damped_factor(hessian, config.damping).map_err(|e| self.refused(e))?;
-        let Some(Drift { dxxt, dxdxt }) = drift else {
+        let (Some(drift), Some(q), Some(d)) = (&statistics.drift, q, d) else {
             return Err(self.malformed("tensor `stats.dxxt` is missing"));
         };
-        let q = residual_projection(dxxt.view(), l.view());
-        let Coefficients { a, b, c } = coefficients(dxdxt.view(), q.view(), l.view());
-        let alpha = T::of(config.alpha.update);
-        let d = update_matrix(q.clone(), l.view()) * alpha;
+        let a = drift.dxdxt.select(Axis(0), order) * T::of(config.hessian_scale);
+        let Coefficients { a, b, c } = coefficients(a.view(), q.view(), lt.t());
+        let golden_lt = self.square("trace.hinv_chol", k)?;
+        let golden = |name| self.vector(name, k);
+        let (golden_a, golden_b, golden_2c) =
+            (golden("trace.coef_a")?, golden("trace.coef_b")?, golden("trace.coef_2c")?);
+        let golden_scale = golden_lt.diag().mapv(|l| 1.0 / (l * l))
+            + (&golden_a - &golden_b + &golden_2c) * config.alpha.score;
 
         let stage = |name: &str, found: &Array2<T>, expected: &Array2<f64>, budget| {
-            values_stage(name, found.view(), expected.view(), budget, Processing::Rows)
+            self.values_stage(name, found.view(), expected.view(), budget, Processing::Rows)
         };
         Ok(vec![
-            stage("factor: L^T", &l.t().to_owned(), &self.square("trace.hinv_chol", k)?, factored),
-            stage("Q", &q, &self.square("trace.q_matrix", k)?, factored),
-            stage("alpha D", &d, &self.square("trace.p_matrix", k)?, factored),
-            stage("a", &column(&a), &column(&self.vector("trace.coef_a", k)?), dxdxt_budget),
-            stage("b", &column(&b), &column(&self.vector("trace.coef_b", k)?), factored),
-            stage("2c", &column(&(c * T::of(2.0))), &column(&self.vector("trace.coef_2c", k)?), factored),
+            stage("factor: L^T", lt, &golden_lt, factored),
+            stage("Q", q, &self.square("trace.q_matrix", k)?, factored),
+            stage("alpha D", &(d * T::of(config.alpha.update)), &self.square("trace.p_matrix", k)?, factored),
+            stage("a", &column(&a), &column(&golden_a), dxdxt_budget),
+            stage("b", &column(&b), &column(&golden_b), factored),
+            stage("2c", &column(&(c * T::of(2.0))), &column(&golden_2c), factored),
+            stage("factor of the score", &column(scale), &column(&golden_scale), factored),
         ])
     }
 
@@ -532,26 +645,39 @@ impl Golden<'_> {
         self.file.names().filter_map(ends).collect()
     }
 
-    fn sparsegpt<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError> {
-        let (mut stages, statistics, budgets) = self.statistics::<T>(2.0)?;
+    fn sparsegpt<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError>
+    where
+        B: Inspect<T>,
+    {
+        let Gathered { mut stages, on_backend, budgets, .. } = self.statistics::<T>(2.0)?;
         let weight = self.file.matrix::<f64>("input.weight")?;
+        let exact = Golden { file: self.file, backend: &Cpu, single: Vec::new() };
+        let exact = exact.statistics::<f64>(2.0)?.statistics;
         for run in self.runs(".mask") {
             let (sparsity, damping) = self.settings(&run)?;
             let config = PruneConfig { block_size: 32, damping, ..PruneConfig::sparsegpt(sparsity) };
-            let pruned =
-                sparsegpt(cast::<T, _>(&weight).view(), &statistics, &config).map_err(|e| self.refused(e))?;
+            let prepared =
+                self.backend.prepare(&on_backend, &config, Replay::default()).map_err(|e| self.refused(e))?;
+            let on_path = |mask: Option<ArrayView2<bool>>| {
+                let replay = Replay { order: None, mask };
+                self.backend.prune(&prepared, cast::<T, _>(&weight).view(), &config, replay)
+            };
+            let pruned = on_path(None).map_err(|e| self.refused(e))?;
             let replay = |mask: ArrayView2<bool>| {
-                let replay = Replay { order: None, mask: Some(mask) };
-                let pruned = prepare(&statistics, &config, Replay::default())?.prune(
-                    cast::<T, _>(&weight).view(),
-                    &config,
-                    replay,
-                )?;
+                let pruned = on_path(Some(mask))?;
                 let decided = decide(pruned.score.view(), &config);
                 Ok((pruned, decided))
             };
             let factored = self.factored_budget::<T>(&budgets, damping, weight.ncols())?;
-            stages.extend(self.baseline_stages(&run, pruned, replay, Region::of(&config), factored)?);
+            // The original's scores are not recorded: those of the reference in f64, on the golden path.
+            let mask = self.mask_of(&format!("{run}.mask"), weight.dim())?;
+            let on_golden_path = Replay { order: None, mask: Some(mask.view()) };
+            let score = prune::prepare(&exact, &config, Replay::default())
+                .and_then(|prepared| prepared.prune(weight.view(), &config, on_golden_path))
+                .map_err(|e| self.refused(e))?
+                .score;
+            let region = Region::of(&config);
+            stages.extend(self.baseline_stages(&run, pruned, replay, Some(&score), region, factored)?);
         }
         Ok(stages)
     }
@@ -598,19 +724,27 @@ impl Golden<'_> {
                 Sparsity::Unstructured(_) => Region { per_row: true, width: k },
                 Sparsity::NofM { m, .. } => Region { per_row: true, width: m },
             };
-            stages.extend(self.baseline_stages(&run, pruned, replay, region, budget)?);
+            stages.extend(self.baseline_stages(&run, pruned, replay, None, region, budget)?);
         }
         Ok(stages)
     }
 
-    fn gptaq<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError> {
-        let (mut stages, statistics, budgets) = self.statistics::<T>(2.0)?;
+    /// A backend that does not quantise is held to the statistics alone.
+    fn gptaq<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError>
+    where
+        B: Inspect<T>,
+    {
+        let Gathered { mut stages, statistics, budgets, .. } = self.statistics::<T>(2.0)?;
+        if B::unsupported(Kind::Gptaq).is_some() {
+            return Ok(stages);
+        }
         let weight = self.file.matrix::<f64>("input.weight")?;
         self.expect_shape("input.weight", &weight.shape()[1..], &[statistics.channels()])?;
         for run in self.runs(".scale") {
             let (grids, config) = self.grid_settings(&run)?;
             let factored = self.factored_budget::<T>(&budgets, config.damping, weight.ncols())?;
-            let prepared = prepare(&statistics, &config, Replay::default()).map_err(|e| self.refused(e))?;
+            let prepared =
+                prune::prepare(&statistics, &config, Replay::default()).map_err(|e| self.refused(e))?;
             let weight = cast::<T, _>(&weight);
             let quantise = |codes: Option<ArrayView2<i32>>| {
                 quantise(&prepared, weight.view(), &config, &grids, Replay::default(), codes)
@@ -693,6 +827,7 @@ impl Golden<'_> {
         run: &str,
         mut pruned: Pruned<T>,
         replay: impl Fn(ArrayView2<bool>) -> Result<(Pruned<T>, Array2<bool>), PruneError>,
+        exact_score: Option<&Array2<f64>>,
         region: Region,
         budget: f64,
     ) -> Result<Vec<Stage>, GoldenError> {
@@ -703,15 +838,20 @@ impl Golden<'_> {
         if decided != golden_mask {
             (pruned, decided) = replay(golden_mask.view()).map_err(|e| self.refused(e))?;
         }
-        // The original's scores are not recorded: margins are ours, under the golden mask.
+        let columns = Processing::Columns(&natural);
+        let compared = exact_score.filter(|_| !is_f64::<T>()).map(|exact| {
+            let name = format!("{run}: score (f64 reference)");
+            self.values_stage(&name, pruned.score.view(), exact.view(), budget, columns)
+        });
+        let margin = self.margin(budget, &compared);
+        // Margins are our own, under the golden mask.
         let score = pruned.score.mapv(|s| s.widen());
         let cuts = Cuts::new(score, golden_mask, natural.clone(), region);
-        let mask = mask_stage::<T>(format!("{run}: mask"), &decided, &cuts, budget);
+        let mask = mask_stage::<T>(format!("{run}: mask"), &decided, &cuts, margin);
         let golden = self.matrix_of(&format!("{run}.weight"), shape)?;
-        let columns = Processing::Columns(&natural);
-        let weight =
-            values_stage(format!("{run}: weight"), pruned.weight.view(), golden.view(), budget, columns);
-        Ok(vec![mask, weight])
+        let name = format!("{run}: weight");
+        let weight = self.values_stage(&name, pruned.weight.view(), golden.view(), budget, columns);
+        Ok(compared.into_iter().chain([mask, weight]).collect())
     }
 
     /// `unstructured50`, `unstructured70_damp10` (damping 0.10), `nm24`.
@@ -738,7 +878,10 @@ impl Golden<'_> {
         Ok((sparsity, damping))
     }
 
-    fn activation_pruning<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError> {
+    fn activation_pruning<T: Scalar>(&self) -> Result<Vec<Stage>, GoldenError>
+    where
+        B: Inspect<T>,
+    {
         let mut stages = Vec::new();
         for name in self.file.names() {
             let Some((case, percent)) = name.split_once(".s") else { continue };
@@ -750,7 +893,7 @@ impl Golden<'_> {
             let input = self.file.cube::<f64>(&format!("{case}.input"))?;
             let golden = self.file.cube::<f64>(name)?;
             self.expect_shape(name, golden.shape(), input.shape())?;
-            stages.push(activation_stage::<T>(name, &input, &golden, p / 100.0));
+            stages.push(self.pruned_stage::<T>(name, &input, &golden, p / 100.0)?);
         }
         Ok(stages)
     }
@@ -758,17 +901,6 @@ impl Golden<'_> {
 
 fn norm1(a: &Array2<f64>) -> f64 {
     a.columns().into_iter().map(|c| c.iter().map(|x| x.abs()).sum()).fold(0.0, f64::max)
-}
-
-/// Prunes `input` and compares with `golden`, a row per token.
-fn activation_stage<T: Scalar>(name: &str, input: &Array3<f64>, golden: &Array3<f64>, p: f64) -> Stage {
-    let (sequences, tokens, k) = input.dim();
-    let flat = |x: &Array3<f64>| x.to_shape((sequences * tokens, k)).expect("contiguous").to_owned();
-    let mut found: Array2<T> = cast(&flat(input));
-    prune_activations(found.view_mut(), p);
-    // Entries are kept or zeroed, never computed: only the rounding of the input itself may show.
-    let budget = if is_f64::<T>() { 0.0 } else { T::UNIT_ROUNDOFF };
-    values_stage(name, found.view(), flat(golden).view(), budget, Processing::Rows)
 }
 
 /// Compares values in the arithmetic under test.

@@ -3,5 +3,6 @@
 pub mod compare;
 pub mod golden;
 mod html;
+pub mod inspect;
 pub mod report;
 pub mod tensors;

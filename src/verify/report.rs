@@ -241,14 +241,13 @@ impl FileReport {
 }
 
 impl Report {
-    /// A report of this process: its command line and environment.
-    pub fn new(files: Vec<FileReport>) -> Self {
+    /// A report of this process: its command line and environment. `backend` is what computed.
+    pub fn new(files: Vec<FileReport>, backend: String) -> Self {
         let quoted = |argument: String| match argument.contains([' ', '\'', '"', '*', '$', '\\']) {
             true => format!("'{}'", argument.replace('\'', r"'\''")),
             false => argument,
         };
         let command = std::env::args().map(quoted).collect::<Vec<_>>().join(" ");
-        let backend = format!("CPU reference, {} threads", rayon::current_num_threads());
         Report { command, environment: Environment::here(backend), files }
     }
 

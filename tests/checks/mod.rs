@@ -6,7 +6,6 @@ pub mod spmspv;
 use std::fmt::Debug;
 
 use duogpt::backend::{Backend, Cpu};
-use duogpt::cuda::Cuda;
 use duogpt::cuda::activation::{Activation, activation, activation_counting};
 use duogpt::cuda::device::{Buffer, Device};
 use duogpt::cuda::mask::{mask, mask_counting};
@@ -20,6 +19,7 @@ use duogpt::reference::{
     Alpha, ColumnOrder, LazyUpdate, Prepared, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics,
     Threshold,
 };
+use duogpt::verify::inspect::Inspect;
 use ndarray::{Array1, Array2, ArrayView2, s};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -368,13 +368,14 @@ fn error<T: Scalar>(found: &Array2<T>, expected: &Array2<f64>) -> f64 {
     difference.fold(0.0, |m: f64, x| if x.is_nan() { f64::INFINITY } else { m.max(x) }) / largest
 }
 
-/// The device prunes by its own decisions; f64 and f32 on the CPU then repeat them. The decisions must be those that its own
+/// The backend prunes by its own decisions; f64 and f32 on the CPU then repeat them. The decisions must be those that its own
 /// scores ask for, and scores and weights as close to f64 as those of the CPU in f32: within twice, plus 4 eps.
-pub fn layer_agrees<D: Device>(cuda: &Cuda<D>, case: &Case) -> Outcome {
+pub fn layer_agrees<T: Scalar, B: Inspect<T>>(backend: &B, case: &Case) -> Outcome {
     let free = Replay::default();
-    let prepared = cuda.prepare(&gather(cuda, case), &case.config, free).map_err(failed)?;
-    let found = cuda.prune(&prepared, weight(case).view(), &case.config, free).map_err(failed)?;
-    let order = prepared.order;
+    let statistics = gather(backend, case);
+    let prepared = backend.prepare(&statistics, &case.config, free).map_err(failed)?;
+    let found = backend.prune(&prepared, weight(case).view(), &case.config, free).map_err(failed)?;
+    let order = backend.read_prepared(&statistics, &prepared, &case.config).map_err(failed)?.order;
     let replay = Replay { order: Some(&order), mask: Some(found.mask.view()) };
     let exact = run::<f64, _>(&Cpu, case, replay).map_err(failed)?;
     let single = run::<f32, _>(&Cpu, case, replay).map_err(failed)?;
@@ -408,7 +409,12 @@ pub fn layer_agrees<D: Device>(cuda: &Cuda<D>, case: &Case) -> Outcome {
         };
         same(&format!("mask of the block from column {first}"), &flat(&mask.to_owned()), &flat(&expected))?;
     }
-    if found.weight.iter().zip(&found.mask).any(|(w, &gone)| gone && w.to_bits() != 0) {
+    if found
+        .weight
+        .iter()
+        .zip(&found.mask)
+        .any(|(w, &gone)| gone && (*w != T::zero() || w.is_sign_negative()))
+    {
         return Err("a pruned weight is not +0".into());
     }
     Ok(())

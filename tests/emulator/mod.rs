@@ -67,6 +67,7 @@ impl Emulator {
     }
 
     /// A device whose kernels have one place of their source changed.
+    #[allow(dead_code, reason = "for the tests of the checks alone")]
     ///
     /// # Panics
     /// When the text is not there exactly once.

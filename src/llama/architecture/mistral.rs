@@ -5,6 +5,7 @@ use super::{Architecture, GATED};
 use crate::llama::config::{Fields, SlidingLayers, SlidingWindow};
 use crate::llama::{CheckpointError, ModelConfig};
 
+// ANCHOR: architecture
 /// Mistral.
 pub static MISTRAL: Architecture = Architecture {
     class: "MistralForCausalLM",
@@ -22,3 +23,4 @@ fn read(architecture: &'static Architecture, fields: &Fields) -> Result<ModelCon
         fields.sliding_window()?.map(|tokens| SlidingWindow { tokens, layers: SlidingLayers::From(0) });
     Ok(ModelConfig { sliding_window, ..like_llama(architecture, fields, 131_072)? })
 }
+// ANCHOR_END: architecture

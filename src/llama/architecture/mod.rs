@@ -13,9 +13,12 @@ use super::config::Fields;
 use super::model::{Group, Linear, Role};
 use super::{CheckpointError, ModelConfig};
 
+// ANCHOR: supported
 /// Every architecture.
 pub static SUPPORTED: [&Architecture; 4] = [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &opt::OPT];
+// ANCHOR_END: supported
 
+// ANCHOR: architecture
 /// How an architecture names itself and its tensors, and how its `config.json` is read.
 pub struct Architecture {
     /// In `architectures` of `config.json`.
@@ -34,7 +37,9 @@ pub struct Architecture {
     pub final_norm: &'static str,
     pub(super) read: fn(&'static Architecture, &Fields) -> Result<ModelConfig, CheckpointError>,
 }
+// ANCHOR_END: architecture
 
+// ANCHOR: gated
 /// The seven linears of LLaMA and its descendants.
 const GATED: [Linear; 7] = Linear::table([
     (Role::Q, "self_attn.q_proj"),
@@ -45,6 +50,7 @@ const GATED: [Linear; 7] = Linear::table([
     (Role::Up, "mlp.up_proj"),
     (Role::Down, "mlp.down_proj"),
 ]);
+// ANCHOR_END: gated
 
 impl Architecture {
     /// The linears of a group.
@@ -78,5 +84,36 @@ impl PartialEq for Architecture {
 impl std::fmt::Debug for Architecture {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.write_str(self.class)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_has_all_groups_once_and_in_order() {
+        for architecture in SUPPORTED {
+            let groups: Vec<&[Linear]> =
+                Group::ALL.into_iter().map(|group| architecture.group(group)).collect();
+            assert_eq!(groups.concat(), architecture.linears, "{architecture:?}");
+            let numbers = architecture.linears.iter().map(|linear| linear.index);
+            assert!(numbers.eq(0..architecture.linears.len()), "{architecture:?}");
+        }
+    }
+
+    #[test]
+    fn a_weight_is_found_by_the_end_of_its_name() {
+        for (name, index) in [
+            ("model.layers.3.self_attn.q_proj.weight", Some(0)),
+            ("model.layers.3.mlp.down_proj.weight", Some(6)),
+            ("decoder.layers.11.self_attn.out_proj.weight", Some(3)),
+            ("model.decoder.layers.11.fc2.weight", Some(5)),
+            ("model.decoder.layers.11.fc2.bias", None),
+            ("model.decoder.layers.11.final_layer_norm.weight", None),
+            ("output.weight", None),
+        ] {
+            assert_eq!(index_of_weight(name), index, "{name}");
+        }
     }
 }
