@@ -292,6 +292,8 @@ pub struct Suite<'a, D> {
     pub shapes: Vec<Shape>,
     /// Tokens of one sequence.
     pub tokens: usize,
+    /// Decoder layers of a model: LLaMA-2-7B's.
+    pub layers: usize,
     pace: Pace,
     /// Case names must contain one of these, if there are any.
     filters: Vec<String>,
@@ -312,7 +314,7 @@ impl<'a, D: Clock> Suite<'a, D> {
     pub fn new(device: &'a D, shapes: Vec<Shape>, tokens: usize, pace: Pace) -> Self {
         let (filters, peer) = (Vec::new(), Peer::new());
         let (lines, ran, failed) = (Vec::new(), Vec::new(), Vec::new());
-        Suite { device, shapes, tokens, pace, filters, peer, lines, ran, failed }
+        Suite { device, shapes, tokens, layers: 32, pace, filters, peer, lines, ran, failed }
     }
 
     /// Only the cases whose name contains one of these.

@@ -16,9 +16,6 @@ use super::{Case, Checked, Limit, Machine, Shape, Suite, Work, activations, down
 
 const SPARSITIES: [f64; 5] = [0.0, 0.3, 0.5, 0.7, 0.9];
 
-/// Decoder layers of LLaMA-2-7B.
-const LAYERS: usize = 32;
-
 pub fn cases<D: Machine>(suite: &mut Suite<D>) {
     for (name, k) in suite.widths() {
         selection(suite, &name, k);
@@ -246,15 +243,16 @@ fn product<W: Weight<bf16, D>, D: Machine>(
     });
 }
 
-/// The products of one token: 32 layers of q, k and v as one; o; gate and up as one; down; each behind its selection of half,
+/// The products of one token: in each layer q, k and v as one; o; gate and up as one; down; each behind its selection of half,
 /// that of the first and third with its norm. Two layers in turn are more than three times any cache.
 fn token<W: Weight<bf16, D>, D: Machine>(suite: &mut Suite<D>, weight_sparsity: f64) {
     let [attention, mlp, ..] = &suite.shapes[..] else { return };
-    let (hidden, inner) = (attention.k, mlp.n);
+    let (hidden, inner, layers) = (attention.k, mlp.n, suite.layers);
     let shapes = [(3 * hidden, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner)];
-    let shape = format!("{LAYERS}-layers-{hidden}-{inner}-w{:.0}-x50", 100.0 * weight_sparsity);
+    let shape = format!("{layers}-layers-{hidden}-{inner}-w{:.0}-x50", 100.0 * weight_sparsity);
     let keep = Keep::Largest(0.5);
 
+    type Each<'a, L> = &'a dyn Fn(&L) -> Result<(), String>;
     struct Linear<W, D: Machine> {
         weight: W,
         dense: Dense<bf16, D>,
@@ -280,11 +278,11 @@ fn token<W: Weight<bf16, D>, D: Machine>(suite: &mut Suite<D>, weight_sparsity: 
         };
         (0..2).flat_map(|_| hosts.iter().enumerate().map(linear).collect::<Vec<_>>()).collect()
     };
-    fn each<L>(layers: &[L], run: impl Fn(&L) -> Result<(), String>) -> Result<(), String> {
-        (0..LAYERS / 2).try_for_each(|_| layers.iter().try_for_each(&run))
-    }
+    let each = |linears: &[Linear<W, D>], run: Each<Linear<W, D>>| {
+        (0..layers / 2).try_for_each(|_| linears.iter().try_for_each(run))
+    };
     let run = |device: &D, linears: &mut Vec<Linear<W, D>>| {
-        each(linears, |linear| {
+        each(linears, &|linear| {
             let norm = linear.g.as_ref().map(|weight| Norm { weight, eps: 1e-5 });
             let Operands { selected, all_bf16, .. } = &linear.operands;
             selected.select(device, all_bf16, norm, keep).map_err(text)?;
@@ -292,10 +290,10 @@ fn token<W: Weight<bf16, D>, D: Machine>(suite: &mut Suite<D>, weight_sparsity: 
         })
     };
     let gemv = |device: &D, linears: &mut Vec<Linear<W, D>>| {
-        each(linears, |linear| linear.operands.gemv(device, &linear.dense))
+        each(linears, &|linear| linear.operands.gemv(device, &linear.dense))
     };
     let library = |device: &D, linears: &mut Vec<Linear<W, D>>| {
-        each(linears, |linear| linear.operands.library(device, &linear.dense))
+        each(linears, &|linear| linear.operands.library(device, &linear.dense))
     };
     let check = |device: &D| {
         let mut linears = input(device, 0)?;
@@ -312,7 +310,7 @@ fn token<W: Weight<bf16, D>, D: Machine>(suite: &mut Suite<D>, weight_sparsity: 
         Ok(worst)
     };
     let products = shapes.map(|dim| work::<W::Host>(dim, weight_sparsity, 0.5));
-    let sum = |of: fn(&Work) -> u64| LAYERS as u64 * products.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&Work) -> u64| layers as u64 * products.iter().map(of).sum::<u64>();
     suite.case(Case {
         kernel: "token",
         shape: format!("{shape}-{}", W::KERNEL),
