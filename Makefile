@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: demo test check doc docs figures bench gpu install-system-packages
+.PHONY: kernels demo test check doc docs figures bench gpu install-system-packages
 .DEFAULT_GOAL := demo
 
 demo: install-system-packages ## prune the small model by every method and compare perplexities
@@ -40,7 +40,10 @@ figures: install-system-packages ## the book's pictures, from new runs on the sm
 bench: install-system-packages ## criterion benches; figures in benches/README.md
 	cargo bench
 
-gpu: install-system-packages ## on a machine with a CUDA device: every kernel against the reference there
+kernels: install-system-packages ## what a changed kernel can break, without a GPU: a part of `make test`
+	cargo test --release --no-fail-fast --test cuda --test cross_backend --test golden --test benches --test device_errors --test kernels_compile
+
+gpu: install-system-packages ## on a machine with a CUDA device: every kernel against the reference there, then timed
 	scripts/gpu-check.sh
 
 install-system-packages:

@@ -8,6 +8,7 @@ use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::llama::Checkpoint;
+use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, PruneConfig};
 
 fn end_to_end(c: &mut Criterion) {
@@ -28,6 +29,7 @@ fn end_to_end(c: &mut Criterion) {
                 activation_dtype: None,
                 grids: None,
                 dtype: None,
+                format: StorageFormat::Dense,
                 output: &directory.path().join("pruned"),
                 damping_retry: true,
                 report_gap: None,

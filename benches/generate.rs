@@ -15,6 +15,7 @@ use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::generate::{Decoder, Fast, FormatKind};
 use duogpt::llama::Checkpoint;
+use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, Sparsity};
 
 /// Tokens before the first that is timed, and tokens that are timed before the sequence begins anew.
@@ -33,6 +34,7 @@ fn tokens(c: &mut Criterion) {
         activation_dtype: None,
         grids: None,
         dtype: None,
+        format: StorageFormat::Dense,
         output: &small,
         damping_retry: false,
         report_gap: None,

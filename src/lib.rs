@@ -73,7 +73,6 @@ mod book {
         };
     }
     book_pages!(
-        first_result,
         pruning,
         obc,
         sparsegpt,

@@ -1,5 +1,6 @@
 //! safetensors files: reading one by memory map, and writing one tensor by tensor.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
@@ -86,6 +87,18 @@ pub enum TensorError {
         /// Index of the first such value.
         index: Vec<usize>,
     },
+    /// The header is right, but the data contradict it or each other.
+    #[error("{}: tensor `{name}` is damaged at byte {offset} of the file: {detail}; fetch or convert it again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Where in the file the first contradiction is.
+        offset: usize,
+        /// What is there, and what was expected.
+        detail: String,
+    },
     /// A value does not fit the type it is to be stored in.
     #[error("{}: tensor `{name}` has the value {value:e} at index {index:?}, too large for {dtype:?}; use another --dtype", path.display())]
     Overflow {
@@ -117,7 +130,8 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Shape, slowest dimension first.
     pub shape: Vec<usize>,
-    bytes: Range<usize>,
+    /// Its bytes in the file.
+    pub(crate) bytes: Range<usize>,
 }
 
 /// One safetensors file, memory-mapped.
@@ -125,6 +139,8 @@ pub struct TensorFile {
     path: PathBuf,
     map: Mmap,
     tensors: BTreeMap<String, TensorInfo>,
+    /// Names in the order of the header.
+    listed: Vec<String>,
     /// The header's `__metadata__`.
     pub metadata: HashMap<String, String>,
 }
@@ -140,8 +156,8 @@ impl TensorFile {
         // SAFETY: the map is read-only; like every reader of mapped checkpoints we rely on nobody truncating the
         // file while it is open.
         let map = unsafe { Mmap::map(&file) }.map_err(TensorError::io(path))?;
-        let (tensors, metadata) = read_header(path, &map)?;
-        Ok(TensorFile { path: path.to_path_buf(), map, tensors, metadata })
+        let (tensors, listed, metadata) = read_header(path, &map)?;
+        Ok(TensorFile { path: path.to_path_buf(), map, tensors, listed, metadata })
     }
 
     /// The file.
@@ -172,6 +188,11 @@ impl TensorFile {
         tensors
     }
 
+    /// Names and infos in the order of the header.
+    pub fn in_header_order(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.listed.iter().map(|name| (name.as_str(), &self.tensors[name]))
+    }
+
     /// Type and place of one tensor, if it is there.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name)
@@ -194,107 +215,31 @@ impl TensorFile {
         Ok(&self.map[self.info(name)?.bytes.clone()])
     }
 
-    /// A floating-point tensor (F64, F32, F16 or BF16), rounded to `T`, with any number of dimensions.
+    /// One tensor.
     ///
     /// # Errors
-    /// Missing, of another element type, of another number of dimensions than `D`, or not finite.
-    fn floats<T: Scalar, D: Dimension>(&self, name: &str) -> Result<Array<T, D>, TensorError> {
-        self.check_dimensions::<D>(name)?;
-        let values = self.decoded(name, 0..self.bytes(name)?.len())?;
-        let array = self.shaped::<T, D>(name, values)?;
-        match array.indexed_iter().find(|(_, x)| !x.is_finite()) {
-            None => Ok(array),
-            Some((index, _)) => Err(TensorError::NotFinite {
-                path: self.path.clone(),
-                name: name.into(),
-                index: index.into_dimension().slice().to_vec(),
-            }),
-        }
-    }
-
-    /// The values in some bytes of a floating-point tensor.
-    fn decoded<T: Scalar>(&self, name: &str, bytes: Range<usize>) -> Result<Vec<T>, TensorError> {
-        decode(&self.bytes(name)?[bytes], self.info(name)?.dtype)
-            .ok_or_else(|| self.wrong_dtype(name, "F64, F32, F16 or BF16"))
-    }
-
-    /// Refuses a tensor that does not have the number of dimensions of `D`, before it is read.
-    fn check_dimensions<D: Dimension>(&self, name: &str) -> Result<(), TensorError> {
-        let found = &self.info(name)?.shape;
-        match D::NDIM {
-            Some(dimensions) if dimensions != found.len() => Err(TensorError::ShapeMismatch {
-                path: self.path.clone(),
-                name: name.into(),
-                expected: format!("{dimensions} dimensions"),
-                found: found.clone(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Values of a tensor whose dimensions were checked.
-    fn shaped<A, D: Dimension>(&self, name: &str, values: Vec<A>) -> Result<Array<A, D>, TensorError> {
-        let shape = self.info(name)?.shape.as_slice();
-        let array = Array::from_shape_vec(shape, values).expect("the header was checked: a value per entry");
-        Ok(array.into_dimensionality::<D>().expect("the number of dimensions was checked"))
-    }
-
-    fn wrong_dtype(&self, name: &str, expected: &'static str) -> TensorError {
-        let found = self.tensors[name].dtype;
-        TensorError::Dtype { path: self.path.clone(), name: name.into(), expected, found }
+    /// [`TensorError::MissingTensor`].
+    pub fn tensor(&self, name: &str) -> Result<TensorData<'_>, TensorError> {
+        let info = self.info(name)?.clone();
+        Ok(TensorData { path: &self.path, name: name.into(), bytes: Cow::Borrowed(self.bytes(name)?), info })
     }
 
     /// A vector. Errors as for all typed reads: missing, wrong element type or rank, not finite.
     #[allow(clippy::missing_errors_doc)]
     pub fn vector<T: Scalar>(&self, name: &str) -> Result<Array1<T>, TensorError> {
-        self.floats::<T, Ix1>(name)
+        self.tensor(name)?.vector()
     }
 
     /// A matrix; errors as [`vector`](Self::vector).
     #[allow(clippy::missing_errors_doc)]
     pub fn matrix<T: Scalar>(&self, name: &str) -> Result<Array2<T>, TensorError> {
-        self.floats::<T, Ix2>(name)
-    }
-
-    /// Some rows of a matrix, without reading the others; errors as [`vector`](Self::vector).
-    ///
-    /// # Panics
-    /// When the matrix has no such row.
-    #[allow(clippy::missing_errors_doc)]
-    pub fn rows<T: Scalar>(
-        &self,
-        name: &str,
-        rows: impl IntoIterator<Item = usize>,
-    ) -> Result<Array2<T>, TensorError> {
-        self.check_dimensions::<Ix2>(name)?;
-        let info = self.info(name)?;
-        let (columns, bytes_per_row) = (info.shape[1], info.bytes.len() / info.shape[0]);
-        let mut values: Vec<T> = Vec::new();
-        let mut count = 0;
-        for row in rows {
-            let of_row = self.decoded::<T>(name, row * bytes_per_row..(row + 1) * bytes_per_row)?;
-            if let Some(column) = of_row.iter().position(|x| !x.is_finite()) {
-                let (path, name) = (self.path.clone(), name.into());
-                return Err(TensorError::NotFinite { path, name, index: vec![row, column] });
-            }
-            values.extend(of_row);
-            count += 1;
-        }
-        Ok(Array2::from_shape_vec((count, columns), values).expect("rows of equal length"))
+        self.tensor(name)?.matrix()
     }
 
     /// Three dimensions; errors as [`vector`](Self::vector).
     #[allow(clippy::missing_errors_doc)]
     pub fn cube<T: Scalar>(&self, name: &str) -> Result<Array<T, Ix3>, TensorError> {
-        self.floats::<T, Ix3>(name)
-    }
-
-    /// A tensor of any shape as one row; errors as [`vector`](Self::vector).
-    #[allow(clippy::missing_errors_doc)]
-    pub fn flat<T: Scalar>(&self, name: &str) -> Result<Array2<T>, TensorError> {
-        let values = self.floats::<T, ndarray::IxDyn>(name)?;
-        let length = values.len();
-        Ok(values.into_shape_with_order((1, length)).expect("a fresh array is contiguous"))
+        self.tensor(name)?.floats::<T, Ix3>()
     }
 
     /// A tensor of any shape as a matrix with its last dimension as columns, NaN and infinities included; and its
@@ -303,12 +248,11 @@ impl TensorFile {
     /// # Errors
     /// Missing, or of an element type that is not read here.
     pub fn values(&self, name: &str) -> Result<(Array2<f64>, Option<FloatType>), TensorError> {
-        let info = self.info(name)?;
-        let bytes = self.bytes(name)?;
-        let values =
-            decode(bytes, info.dtype).or_else(|| decode_integers(bytes, info.dtype)).ok_or_else(|| {
-                self.wrong_dtype(name, "F64, F32, F16, BF16, an integer of 8 to 64 bits, or BOOL")
-            })?;
+        let tensor = self.tensor(name)?;
+        let (bytes, info) = (&tensor.bytes, &tensor.info);
+        let values = decode(bytes, info.dtype)
+            .or_else(|| decode_integers(bytes, info.dtype))
+            .ok_or_else(|| tensor.wrong_dtype("F64, F32, F16, BF16, an integer of 8 to 64 bits, or BOOL"))?;
         let columns = info.shape.last().copied().unwrap_or(1);
         let rows = values.len().checked_div(columns).unwrap_or(0);
         let matrix = Array2::from_shape_vec((rows, columns), values).expect("rows of the last dimension");
@@ -320,12 +264,13 @@ impl TensorFile {
     /// # Errors
     /// Missing, of another element type, or of another number of dimensions than `D`.
     pub fn integers<D: Dimension>(&self, name: &str) -> Result<Array<i64, D>, TensorError> {
-        if self.info(name)?.dtype != Dtype::I64 {
-            return Err(self.wrong_dtype(name, "I64"));
+        let tensor = self.tensor(name)?;
+        if tensor.info.dtype != Dtype::I64 {
+            return Err(tensor.wrong_dtype("I64"));
         }
-        self.check_dimensions::<D>(name)?;
-        let (chunks, _) = self.bytes(name)?.as_chunks::<8>();
-        self.shaped(name, chunks.iter().map(|b| i64::from_le_bytes(*b)).collect())
+        tensor.check_dimensions::<D>()?;
+        let (chunks, _) = tensor.bytes.as_chunks::<8>();
+        tensor.shaped(chunks.iter().map(|b| i64::from_le_bytes(*b)).collect())
     }
 
     /// A U8 matrix of zeros and ones.
@@ -333,12 +278,12 @@ impl TensorFile {
     /// # Errors
     /// Missing, of another element type, or not a matrix.
     pub fn flags(&self, name: &str) -> Result<Array2<bool>, TensorError> {
-        if self.info(name)?.dtype != Dtype::U8 {
-            return Err(self.wrong_dtype(name, "U8"));
+        let tensor = self.tensor(name)?;
+        if tensor.info.dtype != Dtype::U8 {
+            return Err(tensor.wrong_dtype("U8"));
         }
-        self.check_dimensions::<Ix2>(name)?;
-        let flags = self.bytes(name)?.iter().map(|&b| b != 0).collect();
-        self.shaped(name, flags)
+        tensor.check_dimensions::<Ix2>()?;
+        tensor.shaped(tensor.bytes.iter().map(|&b| b != 0).collect())
     }
 
     /// Gives the mapped pages back to the system; a later read fetches them again.
@@ -346,6 +291,120 @@ impl TensorFile {
         // SAFETY: the map is a read-only view of a file, so a dropped page comes back with the same content.
         // A refusal only keeps the pages.
         let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+    }
+}
+
+/// One tensor, wherever its bytes are.
+pub struct TensorData<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) name: String,
+    /// Type and shape.
+    pub info: TensorInfo,
+    /// Little-endian, row-major; as many as type and shape take.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl TensorData<'_> {
+    /// A floating-point tensor (F64, F32, F16 or BF16), rounded to `T`, with any number of dimensions.
+    ///
+    /// # Errors
+    /// Of another element type, of another number of dimensions than `D`, or not finite.
+    fn floats<T: Scalar, D: Dimension>(&self) -> Result<Array<T, D>, TensorError> {
+        self.check_dimensions::<D>()?;
+        let values =
+            decode(&self.bytes, self.info.dtype).ok_or_else(|| self.wrong_dtype("F64, F32, F16 or BF16"))?;
+        let array = self.shaped::<T, D>(values)?;
+        match array.indexed_iter().find(|(_, x)| !x.is_finite()) {
+            None => Ok(array),
+            Some((index, _)) => Err(TensorError::NotFinite {
+                path: self.path.into(),
+                name: self.name.clone(),
+                index: index.into_dimension().slice().to_vec(),
+            }),
+        }
+    }
+
+    /// The values in some bytes of a floating-point tensor.
+    fn decoded<T: Scalar>(&self, bytes: Range<usize>) -> Result<Vec<T>, TensorError> {
+        decode(&self.bytes[bytes], self.info.dtype).ok_or_else(|| self.wrong_dtype("F64, F32, F16 or BF16"))
+    }
+
+    /// Refuses a tensor that does not have the number of dimensions of `D`, before it is read.
+    fn check_dimensions<D: Dimension>(&self) -> Result<(), TensorError> {
+        let found = &self.info.shape;
+        match D::NDIM {
+            Some(dimensions) if dimensions != found.len() => Err(TensorError::ShapeMismatch {
+                path: self.path.into(),
+                name: self.name.clone(),
+                expected: format!("{dimensions} dimensions"),
+                found: found.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Values of a tensor whose dimensions were checked.
+    fn shaped<A, D: Dimension>(&self, values: Vec<A>) -> Result<Array<A, D>, TensorError> {
+        let array = Array::from_shape_vec(self.info.shape.as_slice(), values)
+            .expect("the header was checked: a value per entry");
+        Ok(array.into_dimensionality::<D>().expect("the number of dimensions was checked"))
+    }
+
+    /// The data contradict something at this byte of the tensor.
+    pub(crate) fn damaged(&self, byte: usize, detail: String) -> TensorError {
+        let offset = self.info.bytes.start + byte;
+        TensorError::Damaged { path: self.path.into(), name: self.name.clone(), offset, detail }
+    }
+
+    pub(crate) fn wrong_dtype(&self, expected: &'static str) -> TensorError {
+        TensorError::Dtype {
+            path: self.path.into(),
+            name: self.name.clone(),
+            expected,
+            found: self.info.dtype,
+        }
+    }
+
+    /// A vector. Errors as for all typed reads: wrong element type or rank, not finite.
+    #[allow(clippy::missing_errors_doc)]
+    pub fn vector<T: Scalar>(&self) -> Result<Array1<T>, TensorError> {
+        self.floats::<T, Ix1>()
+    }
+
+    /// A matrix; errors as [`vector`](Self::vector).
+    #[allow(clippy::missing_errors_doc)]
+    pub fn matrix<T: Scalar>(&self) -> Result<Array2<T>, TensorError> {
+        self.floats::<T, Ix2>()
+    }
+
+    /// Some rows of a matrix, without reading the others; errors as [`vector`](Self::vector).
+    ///
+    /// # Panics
+    /// When the matrix has no such row.
+    #[allow(clippy::missing_errors_doc)]
+    pub fn rows<T: Scalar>(&self, rows: impl IntoIterator<Item = usize>) -> Result<Array2<T>, TensorError> {
+        self.check_dimensions::<Ix2>()?;
+        let (columns, bytes_per_row) = (self.info.shape[1], self.bytes.len() / self.info.shape[0]);
+        let mut values: Vec<T> = Vec::new();
+        let mut count = 0;
+        for row in rows {
+            let of_row = self.decoded::<T>(row * bytes_per_row..(row + 1) * bytes_per_row)?;
+            if let Some(column) = of_row.iter().position(|x| !x.is_finite()) {
+                let (path, name) = (self.path.into(), self.name.clone());
+                return Err(TensorError::NotFinite { path, name, index: vec![row, column] });
+            }
+            values.extend(of_row);
+            count += 1;
+        }
+        Ok(Array2::from_shape_vec((count, columns), values).expect("rows of equal length"))
+    }
+
+    /// A tensor of any shape as one row; errors as [`vector`](Self::vector).
+    #[allow(clippy::missing_errors_doc)]
+    pub fn flat<T: Scalar>(&self) -> Result<Array2<T>, TensorError> {
+        let values = self.floats::<T, ndarray::IxDyn>()?;
+        let length = values.len();
+        Ok(values.into_shape_with_order((1, length)).expect("a fresh array is contiguous"))
     }
 }
 
@@ -372,7 +431,8 @@ fn decode_integers(bytes: &[u8], dtype: Dtype) -> Option<Vec<f64>> {
 /// What the format allows; no published checkpoint comes near.
 const LONGEST_HEADER: usize = 100_000_000;
 
-type Header = (BTreeMap<String, TensorInfo>, HashMap<String, String>);
+/// Tensors by name, names as listed, metadata.
+type Header = (BTreeMap<String, TensorInfo>, Vec<String>, HashMap<String, String>);
 
 /// Tensors and metadata of a safetensors file: the length of the header (u64), the header (JSON), the data.
 ///
@@ -402,7 +462,7 @@ fn read_header(path: &Path, content: &[u8]) -> Result<Header, TensorError> {
     let text = std::str::from_utf8(header).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
     let json = parse_json(text).map_err(|error| malformed(format!("not JSON: {error}")))?;
     let serde_json::Value::Object(mut json) = json else { return Err(malformed("not a JSON object".into())) };
-    let metadata = json.remove("__metadata__").map_or(Ok(HashMap::new()), |metadata| {
+    let metadata = json.shift_remove("__metadata__").map_or(Ok(HashMap::new()), |metadata| {
         serde_json::from_value(metadata)
             .map_err(|error| malformed(format!("`__metadata__`: {error}, expected text for text")))
     })?;
@@ -413,6 +473,7 @@ fn read_header(path: &Path, content: &[u8]) -> Result<Header, TensorError> {
             serde_json::from_value(entry).map_err(|error| malformed(format!("tensor `{name}`: {error}")))?;
         entries.push((name, entry));
     }
+    let listed = entries.iter().map(|(name, _)| name.clone()).collect();
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let start = 8 + header.len();
     let (mut end_before, mut tensors) = (0, BTreeMap::new());
@@ -451,7 +512,7 @@ fn read_header(path: &Path, content: &[u8]) -> Result<Header, TensorError> {
             data.len() - end_before
         )));
     }
-    Ok((tensors, metadata))
+    Ok((tensors, listed, metadata))
 }
 
 /// Little-endian floats of any of the four types, rounded to `T`; `None` for another type.
@@ -567,8 +628,9 @@ pub struct TensorWriter {
 }
 
 impl TensorWriter {
-    /// Creates the file with its header. `tensors` are name, type and shape in the order of their data. The file gets its
-    /// full length at once: a full disk is found here, and not after hours.
+    /// Creates the file with its header. `tensors` are name, type and shape in the order of the header. The data of longer
+    /// elements come first, so that all lie aligned, as readers ask that map them; otherwise they are in the same order. The
+    /// file gets its full length at once: a full disk is found here, and not after hours.
     ///
     /// # Errors
     /// [`TensorError::Io`].
@@ -582,16 +644,21 @@ impl TensorWriter {
             let sorted: BTreeMap<_, _> = metadata.iter().collect();
             header.insert("__metadata__".into(), serde_json::json!(sorted));
         }
-        let (mut end, mut places) = (0, HashMap::new());
-        for (name, dtype, shape) in tensors {
+        let tensors: Vec<_> = tensors.into_iter().collect();
+        let mut by_length: Vec<_> = tensors.iter().collect();
+        by_length.sort_by_key(|(_, dtype, _)| std::cmp::Reverse(dtype.bitsize()));
+        let (mut end, mut places) = (0, HashMap::<String, Range<u64>>::new());
+        for (name, dtype, shape) in by_length {
             let bytes = (shape.iter().product::<usize>() * dtype.bitsize()).div_ceil(8) as u64;
-            let place = end..end + bytes;
-            end = place.end;
+            places.insert((*name).into(), end..end + bytes);
+            end += bytes;
+        }
+        for (name, dtype, shape) in tensors {
+            let place = &places[name];
             let entry = serde_json::json!({
                 "dtype": dtype, "shape": shape, "data_offsets": [place.start, place.end]
             });
             header.insert(name.into(), entry);
-            places.insert(name.into(), place);
         }
         let mut header = serde_json::Value::Object(header).to_string().into_bytes();
         header.resize(header.len().next_multiple_of(8), b' '); // the data begin aligned

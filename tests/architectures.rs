@@ -19,6 +19,7 @@ use duogpt::linalg::matmul;
 use duogpt::llama::Checkpoint;
 use duogpt::llama::architecture::SUPPORTED;
 use duogpt::llama::model::{Forward, Group, State};
+use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, PruneConfig, Sparsity};
 use duogpt::tensors::TensorFile;
 use ndarray::Array2;
@@ -320,6 +321,7 @@ fn an_interrupted_run_continues() {
             activation_dtype: None,
             grids: None,
             dtype: None,
+            format: StorageFormat::Dense,
             output,
             damping_retry: true,
             report_gap: None,

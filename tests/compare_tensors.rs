@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use common::{duogpt, fixture};
 use duogpt::tensors::FloatType;
 use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
-use duogpt::verify::compare::{Pattern, Processing, compare, ulps};
+use duogpt::verify::compare::{
+    Decisions, NotFinite, Pattern, Processing, UlpHistogram, compare, compare_decisions, ulps,
+};
 use duogpt::verify::report::{FileReport, Outcome, Stage};
 use duogpt::verify::tensors::compare_files;
 use ndarray::{Array2, array};
@@ -180,9 +182,12 @@ fn shapes_names_and_types_that_differ_are_named() {
     assert!(stage("empty").passed && stage("empty").summary() == "empty" && stage("scalar").passed);
     assert!(report.not_compared[0].contains("only.a"));
     // 1/3 in f32 is the nearest f32: no step away.
-    let Outcome::Values(values) = &stage("third").outcome else { panic!() };
-    assert!(values.passed() && values.error > 0.0);
-    assert_eq!((values.ulps.precision, &values.ulps.counts[..]), (FloatType::F32, &[1][..]));
+    let reversed = compare_files(&b, &a, 1e-7).unwrap();
+    for stage in [stage("third"), reversed.stages.iter().find(|stage| stage.name == "third").unwrap()] {
+        let Outcome::Values(values) = &stage.outcome else { panic!() };
+        assert!(values.passed() && values.error > 0.0);
+        assert_eq!((values.ulps.precision, &values.ulps.counts[..]), (FloatType::F32, &[1][..]));
+    }
 
     let stranger = write("c.safetensors", &[("other", Dtype::F64, &[1], f64s(&[0.0]))]);
     let refused = compare_files(&a, &stranger, 0.0).unwrap_err().to_string();
@@ -206,6 +211,12 @@ fn nan_infinities_and_zeros_are_handled() {
     assert_eq!((same.error, same.over_budget, same.relative_l2), (1.0, 1, 1.0));
     assert!(check(array![[-inf]], array![[-inf]], 0.0).passed());
     assert!(!check(array![[inf]], array![[-inf]], 1e300).passed());
+    // Nor does it let the rest have a form.
+    let two = check(array![[inf, -inf, 1.0]], array![[inf, -inf, -1.0]], 0.5);
+    assert_eq!(
+        (two.over_budget, two.not_finite, two.pattern),
+        (1, NotFinite { expected: 2, found: 2 }, None)
+    );
     // All zero: absolute. Nothing: equal.
     let zero = check(array![[0.0, -0.0, 1e-3]], array![[0.0, 0.0, 0.0]], 1e-2);
     assert!(zero.passed() && zero.error == 1e-3 && zero.worst_relative.is_none());
@@ -230,6 +241,120 @@ fn error_measures_are_their_definitions() {
     let outcome = compare(found.view(), expected.view(), FloatType::F64, 0.1, Processing::Columns(&reversed));
     let first = outcome.first.unwrap();
     assert_eq!((outcome.over_budget, first.row, first.column), (3, 1, 1));
+}
+
+#[test]
+fn the_first_of_equal_relative_errors_is_named_and_none_where_all_is_equal() {
+    let check = |found: Array2<f64>, expected: Array2<f64>| {
+        compare(found.view(), expected.view(), FloatType::F64, 0.0, Processing::Rows)
+    };
+    let tied = check(array![[3.0, 6.0]], array![[2.0, 4.0]]).worst_relative.unwrap();
+    assert_eq!((tied.row, tied.column), (0, 0));
+    let equal = check(array![[2.0, 4.0]], array![[2.0, 4.0]]);
+    assert_eq!((equal.first, equal.worst, equal.worst_relative), (None, None, None));
+    assert_eq!(equal.pattern, None);
+}
+
+#[test]
+fn a_form_is_told_within_the_budget_whatever_the_scale() {
+    let form = |found: Array2<f64>, expected: Array2<f64>, budget| {
+        compare(found.view(), expected.view(), FloatType::F64, budget, Processing::Rows).pattern
+    };
+    // 1e-9 of the largest is 4e-3.
+    assert_eq!(form(array![[-4e6 + 1e-3, 3e6]], array![[4e6, -3e6]], 1e-9), Some(Pattern::Negated));
+    let (found, expected) = (array![[4e6 + 1e-3, -1e6, 2e6]], array![[4e6, 1e6, 2e6]]);
+    assert_eq!(form(found, expected, 1e-9), Some(Pattern::PartlyNegated));
+    // 6 for 4 is at the budget, not over it.
+    assert_eq!(form(array![[6.0, -2.0]], array![[4.0, 2.0]], 0.5), Some(Pattern::PartlyNegated));
+}
+
+#[test]
+fn a_cell_of_the_heat_map_holds_its_largest_error() {
+    let expected = Array2::from_elem((64, 96), 1.0);
+    let mut found = expected.clone();
+    // Cells of 2 x 3 elements.
+    (found[(10, 50)], found[(11, 49)], found[(63, 95)]) = (3.0, 2.0, 1.5);
+    (found[(0, 0)], found[(1, 2)]) = (f64::NAN, 6.0);
+    let heat = compare(found.view(), expected.view(), FloatType::F64, 0.0, Processing::Rows).heat;
+    assert_eq!(heat.shape, (32, 32));
+    let mut cells = heat.cells;
+    assert!(cells[0].is_nan());
+    assert_eq!((cells[5 * 32 + 16], cells[31 * 32 + 31]), (2.0, 0.5));
+    (cells[0], cells[5 * 32 + 16], cells[31 * 32 + 31]) = (0.0, 0.0, 0.0);
+    assert_eq!(cells, vec![0.0; 32 * 32]);
+}
+
+#[test]
+fn the_widest_margin_decides_and_an_unknown_one_allows_nothing() {
+    let decided = |margins: &[Option<f64>]| {
+        let found = Array2::from_elem((1, margins.len()), true);
+        let order: Vec<usize> = (0..margins.len()).collect();
+        let margin = |_, position: usize| margins[position];
+        compare_decisions(found.view(), found.mapv(|x| !x).view(), &order, Some(0.25), margin)
+    };
+    let widest = |margins: &[Option<f64>]| (decided(margins).widest_margin, decided(margins).passed());
+    assert_eq!(widest(&[Some(0.1), Some(0.3), Some(0.2)]), (Some(0.3), false));
+    assert_eq!(widest(&[Some(0.1), Some(0.25), Some(0.2)]), (Some(0.25), true));
+    assert_eq!(widest(&[Some(0.1), None]), (None, false));
+    assert_eq!(widest(&[None, Some(0.1)]), (None, false));
+    let nan = decided(&[Some(0.1), Some(f64::NAN), Some(0.2)]);
+    assert!(nan.widest_margin.unwrap().is_nan() && !nan.passed());
+    let many = decided(&vec![Some(0.1); Decisions::LISTED + 1]);
+    assert_eq!((many.differing, many.flips.len()), (Decisions::LISTED + 1, Decisions::LISTED));
+}
+
+#[test]
+fn a_weight_is_compared_by_columns_and_its_zeros_are_decisions() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |file: &str, name: &str, values: &Array2<f64>| {
+        let path = directory.path().join(file);
+        let header = [(name, Dtype::F64, values.shape())];
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        TensorWriter::create(&path, header, &HashMap::new()).unwrap().write(name, &bytes).unwrap();
+        TensorFile::open(&path).unwrap()
+    };
+    let stages = |name: &str, found: Array2<f64>, expected: Array2<f64>| -> Vec<Stage> {
+        let (expected, found) = (file("expected", name, &expected), file("found", name, &found));
+        compare_files(&expected, &found, 1e-9).unwrap().stages
+    };
+    let names = |stages: &[Stage]| stages.iter().map(|stage| stage.name.clone()).collect::<Vec<_>>();
+
+    for (name, first) in [("q_proj.weight", (1, 0)), ("trace.score", (1, 0)), ("stats.hessian", (0, 1))] {
+        let stages = stages(name, array![[1.0, 2.5], [3.5, 4.0]], array![[1.0, 2.0], [3.0, 4.0]]);
+        assert_eq!(names(&stages), [name]);
+        assert_eq!(stages[0].place().map(|place| (place.row, place.column)), Some(first), "{name}");
+    }
+    assert_eq!(names(&stages("stats.dxxt", array![[1.0, 2.0]], array![[0.0, 2.0]])), ["stats.dxxt"]);
+
+    let weight = array![[1.0, 0.0, 2.0]];
+    let flipped = stages("q_proj.weight", array![[1.0, 3.0, 2.0]], weight.clone());
+    assert_eq!(names(&flipped), ["q_proj.weight: zeros", "q_proj.weight: values"]);
+    let place = flipped[0].place().unwrap();
+    assert_eq!((place.column, place.expected, place.found), (1, 1.0, 0.0)); // a zero was expected, none found
+    assert!(!flipped[0].passed && flipped[1].passed && flipped[1].note.is_some());
+    let same = stages("q_proj.weight", weight.clone(), weight);
+    assert!(same[0].passed && same[1].passed && same[1].note.is_none());
+}
+
+#[test]
+fn the_text_says_where_and_how_far() {
+    let expected = array![[1.0, 2.0, 0.5], [4.0, 5.0, 6.0]];
+    let mut found = expected.clone();
+    found[(0, 1)] = 3.0;
+    let stage = |found: &Array2<f64>| {
+        Stage::values("x", compare(found.view(), expected.view(), FloatType::F64, 0.1, Processing::Rows))
+    };
+    assert!(stage(&found).summary().starts_with("error"));
+    let text = stage(&found).explanation().join("\n");
+    assert!(text.contains("(in processing order) at row 0, column 1: 3e0 for 2e0"), "{text}");
+    assert!(text.ends_with("(float64): 0 (5 times), 2^51 (1 times)"), "{text}");
+    found[(0, 2)] = f64::NAN;
+    let text = stage(&found).explanation().join("\n");
+    assert!(text.contains("0 (4 times), 2^51 (1 times), NaN (1 times)"), "{text}");
+
+    assert!(Stage::shapes("x", vec![2, 3], vec![4, 3]).explanation().is_empty());
+    let labels = [0, 1, 2, 3, 10, 11].map(UlpHistogram::label);
+    assert_eq!(labels, ["0", "1", "2-3", "4-7", "512-1023", "2^10"]);
 }
 
 #[test]

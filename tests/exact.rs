@@ -427,6 +427,8 @@ fn the_optimum_done_by_hand_and_its_gap() {
     let error =
         |weight: &Array2<f64>| objective.error(layer.weight.view(), weight.view(), &residual).unwrap()[0];
     assert_eq!((error(&best), error(&array![[0.0, -1.0]])), (36.0, 36.25));
+    // w H w^T + r r^T
+    assert_eq!(objective.magnitude(layer.weight.view(), &residual), Ok(array![36.0 + 1.0 + 0.25]));
     assert_eq!(optimality_gap(36.25, 36.0), 36.25 / 36.0);
     assert_eq!(optimality_gap(0.0, 0.0), 1.0);
     assert_eq!(optimality_gap(1.0, 0.0), f64::INFINITY);
@@ -497,6 +499,21 @@ fn what_makes_no_sense_is_refused() {
     assert_eq!(nan, PruneError::NotFinite { what: "weight", row: 0, column: 1 });
     let short = greedy_row(array![1.0].view(), layer.dense.view(), layer.sparse.view(), 1).unwrap_err();
     assert_eq!(short, PruneError::Shape { what: "row of weights", expected: (1, 2), found: (1, 1) });
+
+    let objective = Objective::new(statistics.hessian.clone(), 0.0).unwrap();
+    let shape = |what, expected, found| Err(PruneError::Shape { what, expected, found });
+    let fitting = Residual::new(1, 2);
+    for (rows, what) in [(array![[1.0]], "weight"), (array![[1.0, 1.0], [1.0, 1.0]], "residual")] {
+        let (rows, (n, k)) = (rows.view(), rows.dim());
+        let refused = match what {
+            "weight" => shape(what, (n, 2), (n, k)),
+            _ => shape(what, (n, k), (1, 2)),
+        };
+        assert_eq!(objective.magnitude(rows, &fitting), refused);
+        assert_eq!(objective.error(rows, rows, &fitting), refused);
+    }
+    let norms = Residual { norms: array![0.0, 0.0], ..fitting };
+    assert_eq!(objective.magnitude(weight, &norms), shape("residual norms", (1, 1), (2, 1)));
 
     // Two equal channels: H of both is singular, and of each alone is not.
     let twice = array![[1.0, 3.0, 3.0], [2.0, 1.0, 1.0], [1.0, 1.0, 1.0]];

@@ -17,6 +17,7 @@ use duogpt::generate::{Decoder, Fast, FormatKind, Products, Reference};
 use duogpt::linalg::Scalar;
 use duogpt::llama::Checkpoint;
 use duogpt::llama::model::{Forward, Group};
+use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, Sparsity};
 use duogpt::tensors::{TensorFile, TensorWriter};
 use ndarray::{Array1, Array2, Ix2, s};
@@ -42,6 +43,7 @@ impl Pruned {
             activation_dtype: None,
             grids: None,
             dtype: None,
+            format: StorageFormat::Dense,
             output: &pruned.path(),
             damping_retry: false,
             report_gap: None,

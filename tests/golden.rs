@@ -13,12 +13,17 @@ use std::path::{Path, PathBuf};
 use backends::on_every_backend;
 use duogpt::cuda::Cuda;
 use duogpt::linalg::Scalar;
-use duogpt::tensors::{TensorFile, TensorWriter};
+use duogpt::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry, quantise};
+use duogpt::reference::prune::prepare;
+use duogpt::reference::{Alpha, ColumnOrder, PruneConfig, Replay, Sparsity, Statistics};
+use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
 use duogpt::verify::golden::{Kind, verify_file, verify_file_on};
 use duogpt::verify::inspect::Inspect;
-use duogpt::verify::report::{FileReport, Stage};
+use duogpt::verify::report::{FileReport, Outcome, Stage};
+use duogpt::verify::tensors::compare_files;
 use emulator::Emulator;
 use libtest_mimic::{Arguments, Failed, Trial};
+use ndarray::{Array2, ArrayView2};
 
 fn golden(name: &str) -> PathBuf {
     fixtures::path("golden").join(format!("{name}.safetensors"))
@@ -37,6 +42,9 @@ fn main() {
         }),
         Trial::test("planted_errors_are_found_where_they_are", planted_errors),
         Trial::test("a_foreign_file_is_skipped_by_name", foreign_file),
+        Trial::test("f32_budgets_are_the_stated_bounds", f32_budgets),
+        Trial::test("a_flipped_decision_is_followed_and_told_apart", flipped_decisions),
+        Trial::test("files_that_contradict_themselves_are_refused", contradictions),
         Trial::test("faults_of_a_kernel_are_found_at_their_stage", faults_of_kernels),
     ];
     for file in files {
@@ -246,6 +254,224 @@ fn faults_of_kernels() -> Result<(), Failed> {
         if found != Some(stage) {
             return Err(format!("{file}: `{to}` was found at {found:?}, not at {stage}").into());
         }
+    }
+    Ok(())
+}
+
+/// The parts of a golden file made by hand.
+struct Tensors(Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>);
+
+impl Tensors {
+    fn f64(mut self, name: &'static str, shape: &[usize], values: &[f64]) -> Self {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.0.push((name, Dtype::F64, shape.to_vec(), bytes));
+        self
+    }
+
+    fn i64(mut self, name: &'static str, values: &[i64]) -> Self {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.0.push((name, Dtype::I64, vec![values.len()], bytes));
+        self
+    }
+
+    fn mask(mut self, name: &'static str, shape: &[usize], pruned: &[u8]) -> Self {
+        self.0.push((name, Dtype::U8, shape.to_vec(), pruned.to_vec()));
+        self
+    }
+
+    fn write(self, metadata: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("by-hand.safetensors");
+        let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let headers = self.0.iter().map(|(name, dtype, shape, _)| (*name, *dtype, shape.as_slice()));
+        let writer = TensorWriter::create(&path, headers, &metadata).unwrap();
+        self.0.iter().for_each(|(name, _, _, bytes)| writer.write(name, bytes).unwrap());
+        (directory, path)
+    }
+}
+
+/// A DuoGPT layer of one row and two columns, two sequences of two tokens, without traces.
+fn by_hand(order: &[i64], output: &[f64]) -> (tempfile::TempDir, PathBuf) {
+    Tensors(Vec::new())
+        .f64("input.dense_activations", &[2, 2, 2], &[2.0, 3.0, 0.0, 1.0, 1.0, 0.0, 1.0, 2.0])
+        .f64("input.sparse_activations", &[2, 2, 2], &[2.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 2.0])
+        .f64("input.weight", &[1, 2], &[1.0, 2.0])
+        .f64("stats.hessian", &[2, 2], &[3.0, 2.0, 2.0, 3.0])
+        .f64("stats.dxxt", &[2, 2], &[0.0, 0.0, 2.0, 1.0])
+        .f64("stats.dxdxt", &[2], &[0.0, 2.0])
+        .i64("trace.perm", order)
+        .f64("output.weight", &[1, output.len()], output)
+        .write(&[
+            ("algorithm", "DuoGPT"),
+            ("prunen", "0"),
+            ("sparsity", "0.5"),
+            ("act_order", "True"),
+            ("block_act", "False"),
+            ("dxxt_permutation", "True"),
+            ("blocksize", "2"),
+            ("percdamp", "0.3333333333333333"),
+            ("scale_alpha", "1"),
+            ("a_sparsity", "0"),
+        ])
+}
+
+fn stage<'a>(report: &'a FileReport, name: &str) -> &'a Stage {
+    let found = report.stages.iter().find(|stage| stage.name == name);
+    found.unwrap_or_else(|| panic!("there is no stage `{name}` in\n{}", report.to_text()))
+}
+
+fn budget(stage: &Stage) -> f64 {
+    match &stage.outcome {
+        Outcome::Values(values) => values.budget,
+        other => panic!("{other:?} has no budget"),
+    }
+}
+
+/// The bounds of the module's text, worked out by hand.
+fn f32_budgets() -> Result<(), Failed> {
+    let u = f64::from(f32::EPSILON) / 2.0;
+    let in_u = |report: &FileReport, name: &str| budget(stage(report, name)) / u;
+    let near = |x: f64, expected: f64| assert!((x / expected - 1.0).abs() < 1e-12, "{x} for {expected}");
+
+    let (_directory, path) = by_hand(&[0, 1], &[1.0, 0.0]);
+    let report = verify_file::<f32>(&path)?;
+    // 2 tokens and 3 for each of 2 sequences and 8: 16 roundings, of the mean of sum |x| |y|, over the largest entry. dX
+    // has one entry that is not zero, 3 - 1, known to 3 + 1 roundings.
+    near(in_u(&report, "statistics: H"), 16.0 * (6.0 / 2.0) / 3.0);
+    near(in_u(&report, "statistics: dX X^T"), 16.0 * (4.0 * 2.0 / 2.0) / 2.0);
+    near(in_u(&report, "statistics: diag dX dX^T"), 16.0 * (4.0 * 4.0 / 2.0) / 2.0);
+    // Damped by 1 and scaled, H is [1 1/2; 1/2 1], its inverse 4/3 [1 -1/2; -1/2 1]: the condition is 3/2 * 2.
+    let weight = "weight (mask of the golden output)";
+    near(in_u(&report, weight), (16.0 + 3.0 * 2.0) * 3.0);
+    // The keys of the order are 3 + 0 and 3 + 1; they may be off like H and dX X^T together.
+    let Outcome::Decisions(order) = &stage(&report, "permutation").outcome else { panic!() };
+    assert_eq!((order.differing, order.widest_margin), (2, Some(0.25)));
+    near(order.margin_budget.unwrap() / u, 16.0 + 32.0);
+    let exact = verify_file::<f64>(&path)?;
+    assert_eq!(budget(stage(&exact, "weight")), 1e-9);
+    let Outcome::Decisions(order) = &stage(&exact, "permutation").outcome else { panic!() };
+    assert_eq!(order.margin_budget, Some(0.0));
+
+    let gptaq = verify_file::<f32>(&golden("gptaq"))?;
+    near(in_u(&gptaq, "sym4: scale"), 4.0);
+    near(in_u(&gptaq, "sym4: weight"), 6.0);
+
+    // Wanda: scores |w| * norm are 1 * 3 and 2 * 2, so that column 0 should go; the file says column 1.
+    let (_directory, path) = Tensors(Vec::new())
+        .f64("input.dense_activations", &[2, 1, 2], &[3.0, 2.0, 3.0, 2.0])
+        .f64("input.weight", &[1, 2], &[1.0, 2.0])
+        .f64("stats.scaler_row", &[2], &[9.0, 4.0])
+        .mask("nm12.mask", &[1, 2], &[0, 1])
+        .f64("nm12.weight", &[1, 2], &[1.0, 0.0])
+        .write(&[]);
+    for (report, margin_budget) in
+        [(verify_file::<f32>(&path)?, Some(15.0)), (verify_file::<f64>(&path)?, None)]
+    {
+        let mask = stage(&report, "nm12: mask");
+        let Outcome::Decisions(decisions) = &mask.outcome else { panic!() };
+        assert!(!mask.passed && stage(&report, "nm12: weight").passed, "{}", report.to_text());
+        assert_eq!((decisions.differing, decisions.widest_margin), (2, Some(0.25)));
+        assert_eq!(decisions.margin_budget.is_some(), margin_budget.is_some());
+        if let Some(expected) = margin_budget {
+            near(decisions.margin_budget.unwrap() / u, expected);
+            near(in_u(&report, "statistics: norms"), expected);
+        }
+    }
+    Ok(())
+}
+
+/// A file whose makers decided otherwise in one place, and went on from there: that decision alone must fail.
+fn flipped_decisions() -> Result<(), Failed> {
+    let failures = |report: &FileReport| -> Vec<(String, usize)> {
+        let failed = report.stages.iter().filter(|stage| !stage.passed);
+        failed.map(|stage| (stage.name.clone(), stage.differing())).collect()
+    };
+    let statistics = |file: &TensorFile| -> Result<Statistics<f64>, Failed> {
+        let dense = file.cube::<f64>("input.dense_activations")?;
+        let sparse = file.cube::<f64>("input.sparse_activations")?;
+        let mut statistics = Statistics::new(dense.dim().2, true);
+        dense
+            .outer_iter()
+            .zip(sparse.outer_iter())
+            .for_each(|(dense, sparse)| statistics.update(dense, sparse));
+        Ok(statistics)
+    };
+    let bytes = |values: &Array2<f64>| -> Vec<u8> { values.iter().flat_map(|x| x.to_le_bytes()).collect() };
+
+    // A mask bit in the last block; in `basic` positions are columns.
+    let file = TensorFile::open(&golden("basic"))?;
+    let config = PruneConfig {
+        block_size: 32,
+        damping: 0.01,
+        alpha: Alpha::both(0.25),
+        column_order: ColumnOrder::Natural,
+        ..PruneConfig::upstream(Sparsity::Unstructured(0.5))
+    };
+    let mut mask = file.flags("trace.mask")?;
+    mask[(4, 40)] = !mask[(4, 40)];
+    let replay = Replay { order: None, mask: Some(mask.view()) };
+    let prepared = prepare(&statistics(&file)?, &config, Replay::default())?;
+    let pruned = prepared.prune(file.matrix("input.weight")?.view(), &config, replay)?;
+    let (_directory, path) = with_change(
+        "basic",
+        |name, place| match name {
+            "trace.mask" => place[64 * 4 + 40] ^= 1,
+            "trace.score" => place.copy_from_slice(&bytes(&pruned.score)),
+            "output.weight" => place.copy_from_slice(&bytes(&pruned.weight)),
+            _ => {}
+        },
+        &[],
+    );
+    assert_eq!(failures(&verify_file::<f64>(&path)?), [("mask".to_string(), 1)]);
+
+    // A code, early in its row.
+    let file = TensorFile::open(&golden("gptaq"))?;
+    let weight = file.matrix::<f64>("input.weight")?;
+    let grids =
+        GridConfig { bits: 4, symmetry: Symmetry::Symmetric, range: GridRange::Full, group_size: None };
+    let config = PruneConfig { block_size: 32, ..PruneConfig::gptaq() };
+    let prepared = prepare(&statistics(&file)?, &config, Replay::default())?;
+    let run = |codes: Option<ArrayView2<i32>>| {
+        quantise(&prepared, weight.view(), &config, &grids, Replay::default(), codes)
+    };
+    let mut codes = run(None)?.codes;
+    codes[(9, 3)] += if codes[(9, 3)] > 0 { -1 } else { 1 };
+    // What follows in the row is decided anew, column by column, until nothing changes.
+    let quantised = loop {
+        let quantised = run(Some(codes.view()))?;
+        let next = (4..64).find(|&column| quantised.codes[(9, column)] != codes[(9, column)]);
+        let Some(column) = next else { break quantised };
+        codes[(9, column)] = quantised.codes[(9, column)];
+    };
+    let output = |name: &str, place: &mut [u8]| {
+        if name == "sym4.weight" {
+            place.copy_from_slice(&bytes(&quantised.pruned.weight));
+        }
+    };
+    let (_directory, path) = with_change("gptaq", output, &[]);
+    assert_eq!(failures(&verify_file::<f64>(&path)?), [("sym4: codes".to_string(), 1)]);
+    Ok(())
+}
+
+fn contradictions() -> Result<(), Failed> {
+    let refusal = |order: &[i64], output: &[f64]| {
+        let (_directory, path) = by_hand(order, output);
+        verify_file::<f64>(&path).unwrap_err().to_string()
+    };
+    for order in [[0, 0], [0, 2], [0, 5], [-1, 0]] {
+        let refused = refusal(&order, &[1.0, 0.0]);
+        assert!(refused.contains("`trace.perm` is not a permutation"), "{order:?}: {refused}");
+    }
+    let refused = refusal(&[0, 1], &[1.0, 0.0, 0.0]);
+    assert!(refused.contains("output.weight") && refused.contains("[1, 2]"), "{refused}");
+    // Without traces there are no scores to weigh flips with; the rest is compared all the same.
+    let (_directory, path) = by_hand(&[0, 1], &[1.0, 0.0]);
+    let file = TensorFile::open(&path)?;
+    assert!(compare_files(&file, &file, 0.0)?.passed());
+    // One tensor of a kind does not make a golden file.
+    for lonely in ["model.scale", "stats.hessian"] {
+        let (_directory, path) = Tensors(Vec::new()).f64(lonely, &[1, 1], &[1.0]).write(&[]);
+        assert_eq!(verify_file::<f64>(&path)?.kind, None, "{lonely}");
     }
     Ok(())
 }

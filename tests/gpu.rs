@@ -14,8 +14,9 @@ use checks::{
     Case, activations_agree, activations_f32, layer_agrees, masks_agree, panels_agree, run, scores_agree,
     statistics_agree,
 };
+use duogpt::cuda::device::Buffer;
 use duogpt::cuda::spmspv::Element;
-use duogpt::cuda::{Cuda, Gpu};
+use duogpt::cuda::{Cuda, DeviceError, Gpu};
 use duogpt::reference::{PruneConfig, Replay};
 use half::{bf16, f16};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -59,6 +60,8 @@ fn main() {
         trial("statistics", |cuda| statistics_agree(&cuda.device, &SIZES[..12])),
         trial("a_wide_layer", |cuda| layer_agrees(cuda, &wide())),
         trial("the_same_bits_again", the_same_bits_again),
+        trial("a_hundred_layers_leave_no_memory_behind", no_memory_left_behind),
+        trial("without_room_the_size_is_said", without_room),
     ];
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -109,4 +112,31 @@ fn the_same_bits_again(cuda: &Cuda<Gpu>) -> Result<(), String> {
     let once = || run::<f32, _>(cuda, &case, Replay::default()).map_err(|error| error.to_string());
     let (a, b) = (once()?, once()?);
     if a == b { Ok(()) } else { Err("two runs differ".into()) }
+}
+
+fn no_memory_left_behind(cuda: &Cuda<Gpu>) -> Result<(), String> {
+    let case = Case { n: 256, k: 256, config: PruneConfig::default(), drift: true, dead: &[] };
+    let prune = || run::<f32, _>(cuda, &case, Replay::default()).map(drop).map_err(|error| error.to_string());
+    let memory = || cuda.device.memory().map_err(|error| error.to_string());
+    // What is loaded and kept for later at the first use is no leak.
+    (0..3).try_for_each(|_| prune())?;
+    let (free_before, used_before) = memory()?;
+    (0..100).try_for_each(|_| prune())?;
+    let (free, used) = memory()?;
+    if used == used_before && free >= free_before {
+        return Ok(());
+    }
+    Err(format!("{free} bytes free and {used} used after 100 layers, {free_before} and {used_before} before"))
+}
+
+/// And the device goes on working.
+fn without_room(cuda: &Cuda<Gpu>) -> Result<(), String> {
+    const BYTES: usize = 1 << 46;
+    match Buffer::<u8, _>::new(&cuda.device, BYTES).err() {
+        Some(error @ DeviceError::OutOfMemory { bytes: BYTES, .. })
+            if error.to_string().contains("MiB are free") => {}
+        Some(error) => return Err(error.to_string()),
+        None => return Err("64 TiB were allocated".into()),
+    }
+    scores_agree(&cuda.device, &[33])
 }

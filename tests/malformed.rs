@@ -9,10 +9,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use common::fixture;
+use common::{fixture, position};
 use duogpt::backend::Cpu;
+use duogpt::calibrate::convert::convert;
 use duogpt::calibrate::windows::{Cut, Windows};
 use duogpt::calibrate::{PruneJob, Silent};
+use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::llama::tokenizer::Tokenizer;
 use duogpt::llama::{Checkpoint, ModelConfig};
 use duogpt::reference::{Method, PruneConfig};
@@ -199,6 +201,7 @@ fn main() {
     headers(&mut trials);
     indices(&mut trials);
     configs(&mut trials);
+    compressed(&mut trials);
     architectures(&mut trials);
     tokenizers(&mut trials);
     not_finite(&mut trials);
@@ -611,6 +614,199 @@ fn configs(trials: &mut Vec<Trial>) {
     }));
 }
 
+const DOWN: &str = "model.layers.0.mlp.down_proj.weight";
+
+/// The checkpoint of one file with every third weight zero, in the sparse-bitmask layout.
+fn compressed_file() -> Files {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, output) = (directory.path().join("dense"), directory.path().join("compressed"));
+    fs::create_dir(&source).unwrap();
+    let mut files = Files::one_file();
+    for (name, shape) in Files::shapes() {
+        let content = files.0.get_mut(SINGLE).unwrap();
+        let start = position(content, name);
+        let values = content[start..][..4 * shape.iter().product::<usize>()].chunks_exact_mut(4);
+        values.step_by(3).for_each(|value| value.fill(0));
+    }
+    files.write(&source);
+    let checkpoint = Checkpoint::open(&source).unwrap();
+    convert(&checkpoint, &output, StorageFormat::SparseBitmask, &Silent).unwrap();
+    let read = |name| (name, fs::read(output.join(name)).unwrap());
+    Files([read("config.json"), read(SINGLE)].into())
+}
+
+fn compressed(trials: &mut Vec<Trial>) {
+    trials.push(Trial::test("compressed::the_valid_one_is_accepted", || {
+        let directory = tempfile::tempdir()?;
+        compressed_file().write(directory.path());
+        Checkpoint::open(directory.path())?.layer::<f32>(0)?;
+        Ok(())
+    }));
+    // What the header says: refused when it is opened.
+    let mut header = |name: &str, edit: fn(&mut Value), expected: &'static [&'static str]| {
+        trials.push(Trial::test(format!("compressed::{name}"), move || {
+            let mut files = compressed_file();
+            files.header(SINGLE, edit);
+            refused(&files, &[&[SINGLE], expected].concat())
+        }));
+    };
+    fn rename(header: &mut Value, from: &str, to: &str) {
+        let entry = header.as_object_mut().unwrap().remove(from).unwrap();
+        header[to] = entry;
+    }
+    const DOWN_BITS: &str = "model.layers.0.mlp.down_proj.bitmask";
+    const DOWN_ROWS: &str = "model.layers.0.mlp.down_proj.row_offsets";
+    const DOWN_VALUES: &str = "model.layers.0.mlp.down_proj.compressed";
+    const DOWN_SHAPE: &str = "model.layers.0.mlp.down_proj.shape";
+    header("bitmask_missing", |h| rename(h, DOWN_BITS, "bits"), &[DOWN_BITS, "missing"]);
+    header("row_offsets_missing", |h| rename(h, DOWN_ROWS, "rows"), &[DOWN_ROWS, "missing"]);
+    header("shape_missing", |h| rename(h, DOWN_SHAPE, "size"), &[DOWN_SHAPE, "missing"]);
+    header("values_missing", |h| rename(h, DOWN_VALUES, "values"), &[DOWN, "missing"]);
+    header("dense_too", |h| rename(h, NORM, DOWN), &[DOWN, "compressed as", DOWN_VALUES]);
+    header(
+        "bitmask_of_signed_bytes",
+        |h| h[DOWN_BITS]["dtype"] = "I8".into(),
+        &[DOWN_BITS, "I8", "expected U8"],
+    );
+    header(
+        "row_offsets_of_floats",
+        |h| h[DOWN_ROWS]["dtype"] = "F64".into(),
+        &[DOWN_ROWS, "F64", "expected I64"],
+    );
+    header(
+        "shape_of_unsigned",
+        |h| h[DOWN_SHAPE]["dtype"] = "U64".into(),
+        &[DOWN_SHAPE, "U64", "expected I64"],
+    );
+    header(
+        "integer_values",
+        |h| h[DOWN_VALUES]["dtype"] = "I32".into(),
+        &[DOWN_VALUES, "I32", "expected F64, F32"],
+    );
+    header(
+        "values_as_a_matrix",
+        |h| h[DOWN_VALUES]["shape"] = json!([8, 8]),
+        &[DOWN_VALUES, "[8, 8]", "8 x 12"],
+    );
+    header(
+        "bitmask_of_another_shape",
+        |h| h[DOWN_BITS]["shape"] = json!([4, 4]),
+        &[DOWN_BITS, "[4, 4]", "expected [8, 2]"],
+    );
+    header(
+        "row_offsets_as_a_matrix",
+        |h| h[DOWN_ROWS]["shape"] = json!([8, 1]),
+        &[DOWN_ROWS, "[8, 1]", "expected [8]"],
+    );
+    header(
+        "shape_as_a_matrix",
+        |h| h[DOWN_SHAPE]["shape"] = json!([1, 2]),
+        &[DOWN_SHAPE, "[1, 2]", "expected [2]"],
+    );
+    trials.push(Trial::test("compressed::truncated", || {
+        let mut files = compressed_file();
+        files.0.get_mut(SINGLE).unwrap().pop();
+        refused(&files, &[SINGLE, "truncated", "there are only"])
+    }));
+    trials.push(Trial::test("compressed::config_of_another_shape", || {
+        let mut files = compressed_file();
+        files.json("config.json", |j| j["intermediate_size"] = json!(13));
+        refused(&files, &[SINGLE, "gate_proj.weight", "[12, 8]", "expected [13, 8] (from config.json)"])
+    }));
+    for (name, entry, expected) in [
+        (
+            "another_format",
+            json!({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}),
+            "`sparse-24-bitmask`",
+        ),
+        (
+            "quantised_too",
+            json!({"quant_method": "compressed-tensors", "format": "int-quantized", "sparsity_config": {"format": "sparse-bitmask"}}),
+            "`quantization_config.format`",
+        ),
+        ("another_method", json!({"quant_method": "gptq", "bits": 4}), "quantised"),
+        ("no_object", json!(3), "quantised"),
+    ] {
+        trials.push(Trial::test(format!("compressed::config_{name}"), move || {
+            let mut files = compressed_file();
+            files.json("config.json", |j| j["quantization_config"] = entry.clone());
+            refused(&files, &["config.json", expected])
+        }));
+    }
+
+    // What `shape` claims: refused when it is opened, whatever it would take.
+    for (dimension, value, expected) in [
+        (0, -8, [DOWN_SHAPE, "damaged at byte", "-8 rows"]),
+        (1, -1, [DOWN_SHAPE, "damaged at byte", "-1 rows or columns"]),
+        (0, 9, [DOWN_BITS, "[8, 2]", "expected [9, 2]"]),
+        (1, 17, [DOWN_BITS, "[8, 2]", "expected [8, 3]"]),
+        (1, i64::MAX, [DOWN_BITS, "[8, 2]", "expected [8, 1152921504606846976]"]),
+        // As many bytes per row of bits; the configuration knows better.
+        (1, 11, [DOWN, "[8, 11]", "expected [8, 12]"]),
+    ] {
+        trials.push(Trial::test(format!("compressed::dimension_{dimension}_{value}"), move || {
+            let mut files = compressed_file();
+            let content = files.0.get_mut(SINGLE).unwrap();
+            let at = position(content, DOWN_SHAPE) + 8 * dimension;
+            content[at..][..8].copy_from_slice(&value.to_le_bytes());
+            refused(&files, &[&[SINGLE], &expected[..]].concat())
+        }));
+    }
+
+    // What the data say: refused when the weight is read, with the byte of the file.
+    fn word(row: i64) -> impl Fn(&mut [u8]) {
+        move |bytes| bytes[..8].copy_from_slice(&row.to_le_bytes())
+    }
+    type Edit = Box<dyn Fn(&mut [u8]) + Send + Sync>;
+    let edits: [(&str, &'static str, usize, Edit, &[&str]); 10] = [
+        ("first_offset_not_zero", DOWN_ROWS, 0, Box::new(word(1)), &["row 0", "value 1", "0 bits"]),
+        ("offset_descends", DOWN_ROWS, 24, Box::new(word(3)), &["row 3", "value 3", "24 bits"]),
+        ("offset_negative", DOWN_ROWS, 24, Box::new(word(-24)), &["row 3", "value -24"]),
+        ("offset_behind_the_end", DOWN_ROWS, 56, Box::new(word(65)), &["row 7", "value 65 of 64"]),
+        ("offset_huge", DOWN_ROWS, 56, Box::new(word(i64::MAX)), &["row 7", "9223372036854775807"]),
+        ("a_bit_too_many", DOWN_BITS, 0, Box::new(|b| b[0] |= 1), &["row 1", "value 8", "9 bits"]),
+        ("a_bit_too_few", DOWN_BITS, 2, Box::new(|b| b[0] &= !2), &["row 2", "value 16", "15 bits"]),
+        ("a_bit_too_many_in_the_last_row", DOWN_BITS, 14, Box::new(|b| b[0] |= 1), &["64 values", "65 bits"]),
+        ("a_bit_too_few_in_the_last_row", DOWN_BITS, 14, Box::new(|b| b[0] &= !2), &["64 values", "63 bits"]),
+        (
+            "a_bit_behind_the_last_column",
+            DOWN_BITS,
+            5,
+            Box::new(|b| b[0] |= 0x10),
+            &["row 2", "behind its last column 11"],
+        ),
+    ];
+    for (name, tensor, byte, edit, expected) in edits {
+        let expected: Vec<String> = expected.iter().map(|part| part.to_string()).collect();
+        trials.push(Trial::test(format!("compressed::{name}"), move || {
+            let directory = tempfile::tempdir()?;
+            let mut files = compressed_file();
+            let content = files.0.get_mut(SINGLE).unwrap();
+            let at = position(content, tensor) + byte;
+            edit(&mut content[at..]);
+            // A number of bits that does not fit shows at the next offset, or behind the last row at the values.
+            let (named, at) = match (tensor, name.contains("behind"), byte) {
+                (DOWN_BITS, false, 14) => (
+                    DOWN_VALUES,
+                    position(content, DOWN_VALUES) + 4 * if name.contains("few") { 63 } else { 64 },
+                ),
+                (DOWN_BITS, false, byte) => (DOWN_ROWS, position(content, DOWN_ROWS) + 8 * (byte / 2 + 1)),
+                _ => (tensor, at),
+            };
+            files.write(directory.path());
+            let checkpoint = Checkpoint::open(directory.path())?;
+            LARGEST.set(0);
+            let Err(error) = checkpoint.layer::<f32>(0) else { return Err("it was accepted".into()) };
+            let mut all = vec![SINGLE, named];
+            all.extend(expected.iter().map(String::as_str));
+            let place = format!("damaged at byte {at} ");
+            all.push(&place);
+            holds(&error.to_string(), &all)?;
+            if LARGEST.get() > ENOUGH { Err("more was allocated than a weight takes".into()) } else { Ok(()) }
+        }));
+    }
+}
+
 /// Fields and tensors that other architectures have and LLaMA has not.
 fn architectures(trials: &mut Vec<Trial>) {
     let whole = "expected a whole number from 1 to 16777216";
@@ -882,6 +1078,7 @@ fn not_finite(trials: &mut Vec<Trial>) {
                 grids: None,
                 report_gap: None,
                 dtype: None,
+                format: StorageFormat::Dense,
                 output: &output,
                 damping_retry: true,
                 resume: false,

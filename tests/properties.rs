@@ -7,7 +7,7 @@ use duogpt::reference::factor::{FactorError, damp, dead_channels, factor, revive
 use duogpt::reference::order::inverse;
 use duogpt::reference::prune::{prepare, prune};
 use duogpt::reference::{
-    Alpha, ColumnOrder, LazyUpdate, PruneConfig, Replay, Sparsity, Statistics, Threshold,
+    Alpha, ColumnOrder, ConfigError, LazyUpdate, PruneConfig, Replay, Sparsity, Statistics, Threshold,
 };
 use ndarray::{Array1, Array2, Axis, s};
 use proptest::prelude::*;
@@ -337,4 +337,17 @@ fn factor_refuses_a_singular_hessian() {
     // Two equal channels and no damping: the second pivot is zero.
     let singular = ndarray::array![[1.0, 1.0], [1.0, 1.0]];
     assert_eq!(factor(singular), Err(FactorError::NotPositiveDefinite { column: 0, pivot: 1.0 }));
+}
+
+#[test]
+fn a_replayed_order_must_be_a_permutation() {
+    let statistics = Layer::new(1, 2, 3, 1, 10, 1.0).statistics();
+    let with_order = |order: &[usize]| {
+        let replay = Replay { order: Some(order), mask: None };
+        prepare(&statistics, &PruneConfig::default(), replay).map(|prepared| prepared.order)
+    };
+    assert_eq!(with_order(&[2, 0, 1]), Ok(vec![2, 0, 1]));
+    for wrong in [&[0, 1][..], &[0, 1, 2, 0], &[0, 1, 3], &[0, 1, 4], &[0, 1, 1]] {
+        assert_eq!(with_order(wrong), Err(ConfigError::NotAPermutation { k: 3 }.into()), "{wrong:?}");
+    }
 }

@@ -3,6 +3,7 @@
 //! those whose name contains `panel`. Without a device it says so and ends.
 //!
 //! `DUOGPT_BENCH_RESULTS`: a file for the results as JSON; the table goes beside it, as `.md`.
+//! `DUOGPT_ENVIRONMENT`: a text about the machine, to go into it.
 //! `DUOGPT_PEER_RESULTS`: what `benches/peer/peer.py` wrote in the same session, for the ratios.
 
 mod machine;
@@ -17,6 +18,9 @@ use duogpt::cuda::{Device, Gpu};
 use duogpt::files::write_atomically;
 use serde_json::{Value, json};
 use suite::{Pace, Peer, Shape, Suite};
+
+/// The driver whose events cudarc can read, as 1000 major + 10 minor of its CUDA.
+const TIMING_EVENTS: i32 = 12080;
 
 fn main() -> ExitCode {
     match run() {
@@ -40,6 +44,9 @@ fn run() -> Result<ExitCode, String> {
     println!("{}", gpu.describe());
     // As criterion has it: `cargo bench` says --bench, and what does not only tries whether all runs.
     let timed = std::env::args().any(|argument| argument == "--bench");
+    if gpu.driver() < TIMING_EVENTS {
+        return Err("timing needs a driver for CUDA 12.8 or newer".into());
+    }
     let filters = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let peer = std::env::var_os("DUOGPT_PEER_RESULTS").map(|path| read_peer(path.as_ref())).transpose()?;
     let rates = machine::rates(&gpu)?;
@@ -60,6 +67,7 @@ fn run() -> Result<ExitCode, String> {
         let path = Path::new(&path);
         let results = json!({
             "environment": Environment::here(gpu.describe()),
+            "machine": std::env::var_os("DUOGPT_ENVIRONMENT").and_then(|path| std::fs::read_to_string(path).ok()),
             "rates": rates,
             "peer": peer.map(|(_, environment)| environment),
             "lines": suite.lines,

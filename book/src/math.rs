@@ -21,8 +21,8 @@ pub fn to_mathml(text: &str) -> Result<String> {
             .convert_with_local_state(&tex, display)
             .map_err(|error| anyhow!("the formula `{}`: {error}", tex.trim()))?;
         result += &text[done..place.start];
-        // On one line: a blank line would end the paragraph.
-        result += &converted.mathml.replace('\n', "");
+        // What Markdown would take for the end of a paragraph, of a table's cell, or for emphasis.
+        result += &converted.mathml.replace('\n', "").replace('|', "&#124;").replace('*', "&#42;");
         done = place.end;
     }
     result += &text[done..];
@@ -76,6 +76,7 @@ mod tests {
         assert!(page.contains("<math display=\"block\"><mfrac>"), "{page}");
         assert!(page.contains("```text\n$`x_1`$\n```"), "{page}");
         assert!(page.contains("| <math><mi>y</mi></math> |"), "{page}");
+        assert!(!to_mathml("$`|x| * y`$").unwrap().contains(['|', '*']));
     }
 
     #[test]

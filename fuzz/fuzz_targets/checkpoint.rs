@@ -5,6 +5,7 @@
 use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{PruneJob, Silent};
+use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::llama::Checkpoint;
 use duogpt::reference::{Method, PruneConfig, Sparsity};
 use duogpt_fuzz::Directory;
@@ -44,7 +45,7 @@ fuzz_target!(|data: &[u8]| {
         grids: None,
         report_gap: None,
         dtype: None,
-        output: &directory.file("pruned"),
+        format: StorageFormat::Dense,        output: &directory.file("pruned"),
         damping_retry: true,
         resume: false,
     };

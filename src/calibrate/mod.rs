@@ -8,6 +8,7 @@
 //! Memory: one layer's weights and statistics, and per sequence and stream the hidden state and the input of the
 //! group at hand.
 
+pub mod convert;
 pub mod gap;
 pub mod output;
 pub mod report;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use crate::backend::{Backend, Gathered};
 use crate::linalg::Scalar;
 use crate::llama::model::{Forward, Group, Linear};
+use crate::llama::sparse_bitmask::StorageFormat;
 use crate::llama::{Checkpoint, CheckpointError};
 use crate::reference::baseline::gptaq::GridConfig;
 use crate::reference::{ConfigError, Method, PruneError, Pruned};
@@ -98,6 +100,8 @@ pub struct PruneJob<'a> {
     pub grids: Option<GridConfig>,
     /// Type of the stored weights; `None` keeps each tensor's.
     pub dtype: Option<FloatType>,
+    /// How the pruned weights are stored.
+    pub format: StorageFormat,
     /// The directory to create.
     pub output: &'a Path,
     /// Damps a Hessian that is not positive definite ten times as much, up to 1, until it is.
@@ -290,7 +294,7 @@ impl PruneJob<'_> {
             environment: Environment::here(backend.describe()),
         };
         output.write_file(report::FILE_NAME, &report.to_json())?;
-        output.finish()?;
+        output.finish(self.format)?;
         Ok(report)
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,10 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::report::LinearReport;
+use super::{Silent, convert};
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
+use crate::llama::sparse_bitmask::StorageFormat;
 use crate::llama::{Checkpoint, CheckpointError};
 use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
@@ -133,38 +136,24 @@ impl OutputDirectory {
         Ok((output, journal.linears))
     }
 
-    /// config.json (with its `torch_dtype` set), tokenizer and generation settings.
+    /// config.json (dense, with its `torch_dtype` set), tokenizer and generation settings.
     fn copy_files(&self, checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result<(), CheckpointError> {
-        let source = &checkpoint.directory;
-        let mut entries: Vec<_> = fs::read_dir(source)
-            .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
-            .map_err(TensorError::io(source))?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let (from, name) = (entry.path(), entry.file_name());
-            let text_name = name.to_string_lossy();
-            let wanted = COPIED.contains(&&*text_name) || text_name.starts_with("tokenizer");
-            if !wanted || !from.is_file() {
-                continue;
-            }
+        for (name, from) in companions(&checkpoint.directory)? {
             let to = self.partial.join(&name);
-            match dtype {
-                Some(dtype) if text_name == "config.json" => {
-                    let text = fs::read_to_string(&from).map_err(TensorError::io(&from))?;
-                    let not_json = |error| CheckpointError::Malformed {
-                        path: from.clone(),
-                        detail: format!("not JSON: {error}"),
-                    };
-                    let mut json: serde_json::Value = serde_json::from_str(&text).map_err(not_json)?;
-                    let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-                    json[key] = dtype.torch_name().into();
-                    let text = format!("{json:#}\n");
-                    fs::write(&to, text).map_err(TensorError::io(&to))?;
-                }
-                _ => {
-                    fs::copy(&from, &to).map_err(TensorError::io(&to))?;
-                }
-            }
+            fs::copy(&from, &to).map_err(TensorError::io(&to))?;
+        }
+        let path = self.partial.join("config.json");
+        convert::set_format(&path, None)?;
+        if let Some(dtype) = dtype {
+            let text = fs::read_to_string(&path).map_err(TensorError::io(&path))?;
+            let not_json = |error| CheckpointError::Malformed {
+                path: path.clone(),
+                detail: format!("not JSON: {error}"),
+            };
+            let mut json: serde_json::Value = serde_json::from_str(&text).map_err(not_json)?;
+            let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+            json[key] = dtype.torch_name().into();
+            fs::write(&path, format!("{json:#}\n")).map_err(TensorError::io(&path))?;
         }
         Ok(())
     }
@@ -179,16 +168,16 @@ impl OutputDirectory {
         let mut weight_map = serde_json::Map::new();
         for (number, shard) in checkpoint.shards().iter().enumerate() {
             let file = shard.path().file_name().unwrap_or_default();
-            // As in the source, but for the type of what is floating-point.
-            let tensors: Vec<(&str, Dtype, &[usize])> = shard
-                .in_file_order()
-                .into_iter()
+            // As in the source, but dense, and for the type of what is floating-point.
+            let dense = checkpoint.tensors_of(number);
+            let tensors: Vec<(&str, Dtype, &[usize])> = dense
+                .iter()
                 .map(|(name, info)| {
                     let stored = match (dtype, FloatType::of(info.dtype)) {
                         (Some(to), Some(_)) => to.dtype(),
                         _ => info.dtype,
                     };
-                    (name, stored, info.shape.as_slice())
+                    (name.as_str(), stored, info.shape.as_slice())
                 })
                 .collect();
             let writer =
@@ -201,24 +190,21 @@ impl OutputDirectory {
                 if linears.iter().any(|linear| linear == name) {
                     continue;
                 }
-                match (dtype, FloatType::of(shard.info(name)?.dtype)) {
+                let tensor = checkpoint.tensor_data(name)?;
+                match (dtype, FloatType::of(tensor.info.dtype)) {
                     (Some(to), Some(from)) if from != to => {
-                        let mut values = shard.flat::<f64>(name)?;
+                        let mut values = tensor.flat::<f64>()?;
                         round_for_storage(&self.partial.join(file), name, &mut values, to)?;
                         writer.write(name, &to.encode(values.view()))?;
                     }
-                    _ => writer.write(name, shard.bytes(name)?)?,
+                    _ => writer.write(name, &tensor.bytes)?,
                 }
             }
             self.shards.push(writer);
         }
         checkpoint.drop_pages();
         if checkpoint.is_sharded() {
-            weight_map.sort_keys();
-            let index =
-                serde_json::json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
-            let path = self.partial.join(Checkpoint::INDEX);
-            fs::write(&path, format!("{index:#}\n")).map_err(TensorError::io(&path))?;
+            write_index(&self.partial, weight_map, total_bytes)?;
         }
         Ok(())
     }
@@ -284,12 +270,29 @@ impl OutputDirectory {
         write_atomically(&self.partial.join(name), content.as_bytes()).map_err(|error| self.refused(error))
     }
 
-    /// Makes the directory appear under its name.
+    /// Makes the directory appear under its name. What was written is dense; another format is written beside it, and
+    /// appears in its stead.
     ///
     /// # Errors
     /// [`CheckpointError`]: the disk refuses, or the name has been taken; the finished layers are kept.
-    pub fn finish(self) -> Result<(), CheckpointError> {
+    pub fn finish(self, format: StorageFormat) -> Result<(), CheckpointError> {
         self.shards.iter().try_for_each(TensorWriter::sync).map_err(|error| self.refused(error))?;
+        let complete = match format {
+            StorageFormat::Dense => self.partial.clone(),
+            StorageFormat::SparseBitmask => {
+                let converted = self.partial.join("converted");
+                if converted.is_dir() {
+                    fs::remove_dir_all(&converted).map_err(TensorError::io(&converted))?;
+                }
+                match Checkpoint::open(&self.partial)
+                    .and_then(|dense| convert::write(&dense, &converted, format, &Silent))
+                {
+                    Ok(()) => converted,
+                    Err(CheckpointError::Tensor(error)) => return Err(self.refused(error)),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
         let journal = self.partial.join(JOURNAL);
         if self.target.symlink_metadata().is_ok() {
             self.keep.set(journal.is_file());
@@ -301,8 +304,11 @@ impl OutputDirectory {
                 ),
             });
         }
-        fs::rename(&self.partial, &self.target)
+        fs::rename(&complete, &self.target)
             .map_err(|error| self.refused(TensorError::io(&self.target)(error)))?;
+        if complete != self.partial {
+            return Ok(()); // what it was made from goes with this value
+        }
         self.keep.set(true);
         // Only now: a run that is killed here has lost nothing.
         let journal = self.target.join(JOURNAL);
@@ -333,6 +339,31 @@ const COPIED: [&str; 7] = [
     "merges.txt",
 ];
 
+/// The files of a model directory that are copied as they are: name and path.
+pub(super) fn companions(directory: &Path) -> Result<Vec<(OsString, PathBuf)>, TensorError> {
+    let mut files: Vec<_> = fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| entry.map(|e| (e.file_name(), e.path()))).collect())
+        .map_err(TensorError::io(directory))?;
+    files.sort();
+    files.retain(|(name, path)| {
+        let name = name.to_string_lossy();
+        (COPIED.contains(&&*name) || name.starts_with("tokenizer")) && path.is_file()
+    });
+    Ok(files)
+}
+
+/// Writes the index of a sharded checkpoint.
+pub(super) fn write_index(
+    directory: &Path,
+    mut weight_map: serde_json::Map<String, serde_json::Value>,
+    total_bytes: usize,
+) -> Result<(), TensorError> {
+    weight_map.sort_keys();
+    let index = serde_json::json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
+    let path = directory.join(Checkpoint::INDEX);
+    fs::write(&path, format!("{index:#}\n")).map_err(TensorError::io(&path))
+}
+
 /// The record of finished layers inside a directory in the making.
 const JOURNAL: &str = "resume.json";
 
@@ -342,13 +373,13 @@ struct Journal {
     linears: Vec<LinearReport>,
 }
 
-fn partial_name(target: &Path) -> PathBuf {
+pub(super) fn partial_name(target: &Path) -> PathBuf {
     let mut name = target.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");
     parent(target).join(name)
 }
 
-fn parent(target: &Path) -> PathBuf {
+pub(super) fn parent(target: &Path) -> PathBuf {
     match target.parent() {
         Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
         Some(parent) => parent.into(),

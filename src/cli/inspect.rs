@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::CliError;
 use crate::llama::Checkpoint;
-use crate::tensors::Dtype;
+use crate::llama::sparse_bitmask::StorageFormat;
+use crate::tensors::{Dtype, TensorError};
 
 /// Arguments of `duogpt inspect`.
 #[derive(Args)]
@@ -26,8 +27,19 @@ struct TensorLine {
     tensor: String,
     dtype: Dtype,
     shape: Vec<usize>,
+    format: StorageFormat,
+    bytes: usize,
     /// Fraction of zeros, for the linears.
     sparsity: Option<f64>,
+}
+
+impl TensorLine {
+    fn of(checkpoint: &Checkpoint, tensor: &str, sparsity: Option<f64>) -> Result<Self, TensorError> {
+        let info = checkpoint.info(tensor)?;
+        let (format, bytes) = checkpoint.storage(tensor)?;
+        let (dtype, shape) = (info.dtype, info.shape.clone());
+        Ok(TensorLine { tensor: tensor.into(), dtype, shape, format, bytes, sparsity })
+    }
 }
 
 /// Lists every tensor.
@@ -44,18 +56,15 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
             let zero = weight.iter().filter(|w| **w == 0.0).count();
             weights += weight.len();
             zeros += zero;
-            let tensor = checkpoint.tensor(layer, linear);
-            let info = checkpoint.info(&tensor)?;
             let sparsity = Some(zero as f64 / weight.len() as f64);
-            lines.push(TensorLine { tensor, dtype: info.dtype, shape: info.shape.clone(), sparsity });
+            lines.push(TensorLine::of(&checkpoint, &checkpoint.tensor(layer, linear), sparsity)?);
         }
         checkpoint.drop_pages();
     }
-    for shard in checkpoint.shards() {
-        for (name, info) in shard.in_file_order() {
+    for shard in 0..checkpoint.shards().len() {
+        for (name, _) in checkpoint.tensors_of(shard) {
             if lines.iter().all(|line| line.tensor != name) {
-                let (dtype, shape) = (info.dtype, info.shape.clone());
-                lines.push(TensorLine { tensor: name.into(), dtype, shape, sparsity: None });
+                lines.push(TensorLine::of(&checkpoint, &name, None)?);
             }
         }
     }
@@ -66,9 +75,15 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     for line in &lines {
         let shape = line.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
         let sparsity = line.sparsity.map_or(String::new(), |s| format!("sparsity {s:.4}"));
-        let dtype = format!("{:?}", line.dtype);
-        println!("{:<48} {dtype:<5} {shape:>16}   {sparsity}", line.tensor);
+        let (dtype, bytes) = (format!("{:?}", line.dtype), line.bytes);
+        let format = line.format.to_possible_value().expect("no format is hidden");
+        let format = format.get_name();
+        println!("{:<48} {dtype:<5} {shape:>16} {format:<14} {bytes:>12} bytes   {sparsity}", line.tensor);
     }
+    let (bytes, dense) = lines.iter().fold((0, 0), |(bytes, dense), line| {
+        (bytes + line.bytes, dense + line.shape.iter().product::<usize>() * line.dtype.bitsize() / 8)
+    });
+    println!("all tensors: {bytes} bytes, {:.1} % of dense", 100.0 * bytes as f64 / dense as f64);
     println!("linears: {weights} weights, {zeros} zero ({:.2} %)", 100.0 * zeros as f64 / weights as f64);
     Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod compare_tensors;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod generate;
@@ -55,7 +56,9 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Compare the tensors of two files, such as a golden file and what your own port computes.
     CompareTensors(compare_tensors::CompareTensorsArgs),
-    /// List a checkpoint's tensors with shape, type and sparsity.
+    /// Store a checkpoint in another format: dense, or without its zeros.
+    Convert(convert::ConvertArgs),
+    /// List a checkpoint's tensors with shape, type, format, bytes and sparsity.
     Inspect(inspect::InspectArgs),
 }
 
@@ -74,6 +77,7 @@ impl Cli {
             Command::Generate(args) => generate::run(&args),
             Command::Verify(args) => verify::run(&args),
             Command::CompareTensors(args) => compare_tensors::run(&args),
+            Command::Convert(args) => convert::run(&args),
             Command::Inspect(args) => inspect::run(&args),
         };
         outcome.unwrap_or_else(|error| {

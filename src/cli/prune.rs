@@ -16,6 +16,7 @@ use crate::calibrate::windows::{Cut, Windows};
 use crate::cuda::Cuda;
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
+use crate::llama::sparse_bitmask::StorageFormat;
 use crate::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry};
 use crate::reference::{
     Alpha, ColumnOrder, DeadChannels, LazyUpdate, Method, PruneConfig, Sparsity, Threshold,
@@ -62,6 +63,10 @@ pub struct PruneArgs {
     /// Arithmetic of calibration and pruning.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
+    /// How the pruned weights are stored. sparse-bitmask leaves the zeros out, as the compressed-tensors package does:
+    /// about 56 % of the bytes at 50 % in bf16.
+    #[arg(long, value_enum, default_value_t)]
+    format: StorageFormat,
     /// Type of the stored weights (by default as in the checkpoint).
     #[arg(long, value_enum)]
     dtype: Option<FloatType>,
@@ -384,6 +389,7 @@ fn prune<T: Scalar, B: Backend<T>>(
         activation_dtype: args.activation_dtype.map(FloatType::from),
         grids: args.quantisation.grids(),
         dtype: args.dtype,
+        format: args.format,
         output: &args.output,
         damping_retry: args.damping_retry,
         report_gap: args.report_gap.map(NonZeroUsize::get),

@@ -67,7 +67,8 @@ impl<T: Activation, D: Device> Selected<T, D> {
             None => (Argument::Address(0), x.argument(device), 0.0),
         };
         let (top, index, threshold) = match keep {
-            Keep::Largest(sparsity) => (1u32, threshold_index(x, (1, k), sparsity), 0.0),
+            Keep::ALL => (0u32, 0, -1.0), // NaN too
+            Keep::Largest(sparsity) => (1, threshold_index(x, (1, k), sparsity), 0.0),
             Keep::Above(threshold) => (0, 0, floor(threshold)),
         };
         let arguments = vec![

@@ -32,6 +32,7 @@ use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::Windows;
 use crate::calibrate::{CalibrateError, Observer, PruneJob};
 use crate::linalg::Scalar;
+use crate::llama::sparse_bitmask::StorageFormat;
 use crate::llama::tokenizer::Tokenizer;
 use crate::llama::{Checkpoint, CheckpointError, Jitter};
 use crate::reference::{Method, Sparsity};
@@ -480,6 +481,7 @@ impl Comparison<'_> {
             activation_dtype: None,
             grids: None,
             dtype: None,
+            format: StorageFormat::Dense,
             output,
             damping_retry: true,
             report_gap: self.report_gap,

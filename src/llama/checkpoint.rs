@@ -8,10 +8,11 @@ use ndarray::{Array1, Array2};
 use super::architecture::layer_tensor;
 use super::config::{NormKind, Positions};
 use super::model::{Embedding, Head, Layer, Linear, Norm};
+use super::sparse_bitmask::{self, Compressed, StorageFormat};
 use super::{CheckpointError, Jitter, ModelConfig};
 use crate::files::parse_json;
 use crate::linalg::Scalar;
-use crate::tensors::{FloatType, TensorError, TensorFile, TensorInfo};
+use crate::tensors::{FloatType, TensorData, TensorError, TensorFile, TensorInfo};
 
 const LM_HEAD: &str = "lm_head.weight";
 
@@ -24,8 +25,10 @@ pub struct Checkpoint {
     /// Disturbs the decoder layers' linears as they are read.
     pub jitter: Option<Jitter>,
     shards: Vec<TensorFile>,
-    /// Tensor to shard.
+    /// Tensor to shard; a compressed weight to that of its values.
     place: BTreeMap<String, usize>,
+    /// The weights that are compressed.
+    compressed: BTreeMap<String, Compressed>,
     /// What the names of the decoder's tensors begin with.
     prefix: &'static str,
 }
@@ -48,12 +51,13 @@ impl Checkpoint {
             });
         }
         let config = ModelConfig::read(&directory.join("config.json"))?;
-        let (shards, place) = open_shards(directory)?;
+        let (shards, mut place) = open_shards(directory)?;
+        let compressed = sparse_bitmask::find(&shards, &mut place)?;
         let prefixes = config.architecture.prefixes;
         let there = |prefix: &&&str| place.contains_key(&embedding_name(prefix));
         let prefix = prefixes.iter().find(there).unwrap_or(&prefixes[0]);
-        let checkpoint =
-            Checkpoint { directory: directory.into(), config, jitter: None, shards, place, prefix };
+        let directory = directory.into();
+        let checkpoint = Checkpoint { directory, config, jitter: None, shards, place, compressed, prefix };
         checkpoint.check_tensors()?;
         Ok(checkpoint)
     }
@@ -85,15 +89,58 @@ impl Checkpoint {
     /// # Errors
     /// [`TensorError::MissingTensor`].
     pub fn info(&self, name: &str) -> Result<&TensorInfo, TensorError> {
-        self.shard(name)?.info(name)
+        match self.compressed.get(name) {
+            Some(compressed) => Ok(compressed.info()),
+            None => self.shard(name)?.info(name),
+        }
+    }
+
+    /// One tensor, dense: a compressed weight is decompressed.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`], [`TensorError::Damaged`].
+    pub fn tensor_data(&self, name: &str) -> Result<TensorData<'_>, TensorError> {
+        match self.compressed.get(name) {
+            Some(compressed) => compressed.decompress(&self.shards),
+            None => self.shard(name)?.tensor(name),
+        }
+    }
+
+    /// How a tensor is stored, and in how many bytes.
+    ///
+    /// # Errors
+    /// [`TensorError::MissingTensor`].
+    pub fn storage(&self, name: &str) -> Result<(StorageFormat, usize), TensorError> {
+        match self.compressed.get(name) {
+            Some(compressed) => Ok((StorageFormat::SparseBitmask, compressed.bytes(&self.shards))),
+            None => Ok((StorageFormat::Dense, self.shard(name)?.bytes(name)?.len())),
+        }
+    }
+
+    /// Names and infos of the tensors of a shard in the order of its header. A compressed weight stands where the first of its
+    /// parts does, in the shard of its values.
+    pub fn tensors_of(&self, shard: usize) -> Vec<(String, TensorInfo)> {
+        let mut tensors: Vec<(String, TensorInfo)> = Vec::new();
+        for (name, info) in self.shards[shard].in_header_order() {
+            match sparse_bitmask::weight_of(name).filter(|weight| self.compressed.contains_key(weight)) {
+                None => tensors.push((name.into(), info.clone())),
+                Some(weight) if self.place[&weight] != shard => {}
+                Some(weight) if tensors.iter().any(|(name, _)| *name == weight) => {}
+                Some(weight) => {
+                    let info = self.compressed[&weight].info().clone();
+                    tensors.push((weight, info));
+                }
+            }
+        }
+        tensors
     }
 
     fn vector<T: Scalar>(&self, name: &str) -> Result<Array1<T>, TensorError> {
-        self.shard(name)?.vector(name)
+        self.tensor_data(name)?.vector()
     }
 
     fn matrix<T: Scalar>(&self, name: &str) -> Result<Array2<T>, TensorError> {
-        self.shard(name)?.matrix(name)
+        self.tensor_data(name)?.matrix()
     }
 
     /// The name of the tensor that holds a linear's weight.
@@ -209,7 +256,7 @@ impl Checkpoint {
     /// When a token lies outside the vocabulary.
     pub fn embedding_rows<T: Scalar>(&self, tokens: &[u32]) -> Result<Array2<T>, TensorError> {
         let name = self.embedding_tensor();
-        self.shard(&name)?.rows(&name, tokens.iter().map(|&token| token as usize))
+        self.tensor_data(&name)?.rows(tokens.iter().map(|&token| token as usize))
     }
 
     /// What stands behind the last layer. lm_head is the embedding where the two are tied.

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::CheckpointError;
 use super::architecture::{self, Architecture};
 use super::model::{Linear, Role};
+use super::{CheckpointError, sparse_bitmask};
 use crate::files::parse_json;
 
 /// The shapes and constants of a model.
@@ -253,9 +253,8 @@ impl Fields<'_> {
                 return Err(self.malformed("names no architecture (`architectures` or `model_type`)".into()));
             }
         };
-        if self.get("quantization_config").is_some() {
-            return Err(self
-                .unsupported("the checkpoint is quantised; give one with f32, f16 or bf16 weights".into()));
+        if let Some(entry) = self.get(sparse_bitmask::ENTRY) {
+            sparse_bitmask::check_entry(entry).map_err(|detail| self.unsupported(detail))?;
         }
         found.ok_or_else(|| {
             let supported = architecture::SUPPORTED.map(|a| a.class).join(", ");

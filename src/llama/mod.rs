@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod jitter;
 pub mod model;
+pub mod sparse_bitmask;
 pub mod tokenizer;
 
 pub use checkpoint::Checkpoint;

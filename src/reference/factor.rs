@@ -150,4 +150,19 @@ mod tests {
             Err(FactorError::NotSymmetric { row: 1, column: 0 })
         );
     }
+
+    #[test]
+    fn symmetric_is_up_to_the_rounding_of_two_sums_of_k_terms() {
+        // |h_ij - h_ji| <= 2 k u sqrt(h_ii h_jj); here 2 * 4 * 2^-53 * 2 * 4 = 2^-47.
+        let with_asymmetry = |difference: f64| {
+            let mut hessian = Array2::from_diag(&array![4.0, 4.0, 16.0, 4.0]);
+            (hessian[(1, 2)], hessian[(2, 1)]) = (1.0, 1.0 + difference);
+            factor(hessian)
+        };
+        let allowed = 0.5f64.powi(47);
+        assert!(with_asymmetry(allowed).is_ok());
+        let refused = Err(FactorError::NotSymmetric { row: 2, column: 1 });
+        assert_eq!(with_asymmetry(allowed + f64::EPSILON), refused);
+        assert_eq!(with_asymmetry(-allowed - f64::EPSILON), refused);
+    }
 }

@@ -176,6 +176,8 @@ mod tests {
         assert_eq!(Threshold::Exact.select(tied.view(), 0.0), array![[false, false], [false, false]]);
         assert_eq!(Threshold::Exact.select(tied.view(), 0.25), array![[false, false], [true, false]]);
         assert_eq!(Threshold::Exact.select(tied.view(), 0.75), array![[true, false], [true, true]]);
+        assert_eq!(lowest(&[0.0, -0.0], 1), array![true, false]);
+        assert_eq!(lowest(&[2.0, 1.0], 2), array![true, true]);
         // 0.29 * 100 is 28.999999999999996 in f64, for f32 scores too.
         let hundred = Array2::from_shape_fn((10, 10), |(i, j)| (i * 10 + j) as f32);
         assert_eq!(Threshold::Exact.select(hundred.view(), 0.29).iter().filter(|m| **m).count(), 28);
@@ -187,6 +189,17 @@ mod tests {
         assert_eq!("2:4".parse(), Ok(Sparsity::NofM { n: 2, m: 4 }));
         for wrong in ["1", "-0.1", "NaN", "4:4", "5:4", "0:0", "half", "2:", "1e400"] {
             assert!(wrong.parse::<Sparsity>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn groups_are_a_fraction_and_must_fill_the_width() {
+        assert_eq!(Sparsity::Unstructured(0.3).fraction(), 0.3);
+        assert_eq!(Sparsity::NofM { n: 3, m: 8 }.fraction(), 0.375);
+        assert_eq!(Sparsity::NofM { n: 2, m: 4 }.check(12), Ok(()));
+        assert_eq!(Sparsity::NofM { n: 2, m: 4 }.check(6), Err(ConfigError::Group { n: 2, m: 4, width: 6 }));
+        for n in [4, 5] {
+            assert_eq!(Sparsity::NofM { n, m: 4 }.check(6), Err(ConfigError::NotNofM { n, m: 4 }));
         }
     }
 }

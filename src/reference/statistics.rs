@@ -1,6 +1,6 @@
 //! What pruning needs to know of the calibration data: H, dX X^T and diag(dX dX^T).
 
-use ndarray::{Array1, Array2, ArrayView2, Axis, Zip};
+use ndarray::{Array1, Array2, ArrayView2, Axis, Zip, s};
 
 use crate::linalg::{Scalar, gemm, gram};
 
@@ -47,7 +47,8 @@ impl<T: Scalar> Statistics<T> {
 
     /// Takes one sequence in. Rows are tokens: `dense` is X~^T and `sparse` X^^T, both tokens x k.
     ///
-    /// dX is formed before it is multiplied. G - H with G = X~ X^T would cancel.
+    /// dX is formed before it is multiplied (G - H with G = X~ X^T would cancel), a piece of the tokens at a time: it stays
+    /// in cache and takes little memory.
     ///
     /// # Panics
     /// When the shapes differ from each other or from k.
@@ -58,9 +59,7 @@ impl<T: Scalar> Statistics<T> {
         let update_hessian = || gram(add, sparse.t(), keep, &mut self.hessian);
         let update_drift = || {
             if let Some(drift) = &mut self.drift {
-                let dx = &dense - &sparse; // tokens x k
-                gemm(add, dx.t(), sparse, keep, drift.dxxt.view_mut());
-                blend(&mut drift.dxdxt, keep, add, dx.view());
+                drift.update(keep, add, dense, sparse);
             }
         };
         rayon::join(update_hessian, update_drift);
@@ -68,6 +67,26 @@ impl<T: Scalar> Statistics<T> {
     }
     // ANCHOR_END: update
 }
+
+impl<T: Scalar> Drift<T> {
+    /// mean <- keep mean + add (dX X^T, diag(dX dX^T)), both inputs tokens x k.
+    fn update(&mut self, keep: f64, add: f64, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
+        assert_eq!(dense.dim(), sparse.dim(), "dense and sparse input differ in shape");
+        self.dxxt *= T::of(keep);
+        self.dxdxt *= T::of(keep);
+        let mut buffer = Array2::zeros((PIECE.min(dense.nrows()), dense.ncols()));
+        let pieces = dense.axis_chunks_iter(Axis(0), PIECE).zip(sparse.axis_chunks_iter(Axis(0), PIECE));
+        for (dense, sparse) in pieces {
+            let mut dx = buffer.slice_mut(s![..dense.nrows(), ..]);
+            Zip::from(&mut dx).and(dense).and(sparse).for_each(|dx, &dense, &sparse| *dx = dense - sparse);
+            gemm(add, dx.t(), sparse, 1.0, self.dxxt.view_mut());
+            blend(&mut self.dxdxt, 1.0, add, dx.view());
+        }
+    }
+}
+
+/// Tokens whose dX is held at a time: few enough to stay in cache, enough for a fast product.
+const PIECE: usize = 512;
 
 /// The running mean of one number per input channel: the sum over tokens of x^2. Wanda needs no more than this,
 /// the diagonal of H.
@@ -109,4 +128,33 @@ pub(super) fn blend<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: Arr
         Zip::from(&mut squares).and(&token).for_each(|sum, &x| *sum += x * x);
     }
     Zip::from(mean).and(&squares).for_each(|mean, &sum| *mean = T::of(keep) * *mean + T::of(add) * sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_tokens_add_up_to_their_sequence() {
+        // Small integers and halves of them: every sum is exact.
+        for tokens in [0, 1, PIECE, 2 * PIECE + 3] {
+            let dense = Array2::from_shape_fn((tokens, 5), |(i, j)| ((i * 7 + j * 3) % 9) as f64 - 4.0);
+            let sparse = dense.mapv(|x| if x.abs() < 2.0 { 0.0 } else { x + 1.0 });
+            let mut statistics = Statistics::new(5, true);
+            statistics.update(dense.view(), sparse.view());
+            statistics.update(sparse.view(), dense.view());
+            let dx = &dense - &sparse;
+            let drift = statistics.drift.unwrap();
+            assert_eq!(statistics.hessian, (sparse.t().dot(&sparse) + dense.t().dot(&dense)) / 2.0);
+            assert_eq!(drift.dxxt, (dx.t().dot(&sparse) - dx.t().dot(&dense)) / 2.0);
+            assert_eq!(drift.dxdxt, dx.t().dot(&dx).diag());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "differ in shape")]
+    fn inputs_of_different_lengths_are_refused() {
+        let x = Array2::<f64>::zeros((2 * PIECE, 3));
+        Statistics::new(3, true).update(x.view(), x.slice(s![..PIECE, ..]));
+    }
 }

@@ -176,6 +176,16 @@ mod tests {
     }
 
     #[test]
+    fn within_a_bin_entries_are_taken_as_evenly_spread() {
+        let bin = 1.0 / 128.0; // from 1 to 2 there are 128
+        let mut histogram = MagnitudeHistogram::default();
+        histogram.update(Array2::from_shape_fn((1, 8), |(_, j)| 1.0 + bin * j as f64 / 8.0).view());
+        for p in [0.125, 0.5, 0.75] {
+            assert_eq!(histogram.threshold(p), Ok(1.0 + p * bin));
+        }
+    }
+
+    #[test]
     fn zeros_infinities_and_nan_have_bins() {
         let mut histogram = MagnitudeHistogram::default();
         histogram.update(array![[0.0, -0.0, f64::INFINITY, f64::NAN, 1e300, 5e-324]].view());
@@ -217,6 +227,8 @@ mod tests {
     fn a_failed_measurement_is_the_last_choice() {
         let error = |s: &[f64]| if s[0] > 0.0 { f64::NAN } else { s[1] };
         assert_eq!(greedy_allocation(&[10, 10], 0.25, 0.25, error), Ok(vec![0.0, 0.5]));
+        // Of equal errors the first projection's wins.
+        assert_eq!(greedy_allocation(&[10, 10], 0.25, 0.25, |_| 1.0), Ok(vec![0.5, 0.0]));
     }
 
     #[test]

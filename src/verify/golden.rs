@@ -1038,25 +1038,25 @@ mod tests {
     #[test]
     fn a_code_may_flip_only_in_f32_and_only_near_the_middle_of_two_points() {
         fn stage<T: Scalar>(target: f64, code: i32) -> Stage {
-            let weight = array![[1.0, 2.0]]; // scale 0.5: codes 2 and 4
+            let weight = array![[1.0, 2.0]]; // scale 0.5, zero at 1: codes 3 and 5
             let of = |a: &Array2<f64>| cast::<T, _>(a);
             let quantised = Quantised {
                 pruned: Pruned { weight: of(&weight), mask: array![[false, false]], score: of(&weight) },
-                codes: array![[2, code]],
+                codes: array![[3, code]],
                 scale: of(&array![[0.5]]),
-                zero: of(&array![[0.0]]),
+                zero: of(&array![[1.0]]),
                 grid: vec![0, 0],
                 target: of(&array![[1.1, target]]),
             };
-            code_stage("codes", &quantised, &array![[2, 4]], &weight, &[1, 0], 1e-3)
+            code_stage("codes", &quantised, &array![[3, 5]], &weight, &[1, 0], 1e-3)
         }
-        // The middle between the codes 4 and 3 is 1.75, and the largest weight is 2.
-        let near = stage::<f32>(1.751, 3);
+        // The middle between the codes 5 and 4 is 1.75, and the largest weight is 2.
+        let near = stage::<f32>(1.751, 4);
         assert!(near.passed && near.differing() == 1);
-        assert_eq!(near.place(), Some(Place { row: 0, column: 1, expected: 4.0, found: 3.0 }));
-        assert!(!stage::<f32>(1.753, 3).passed);
-        assert!(!stage::<f32>(1.75, 2).passed); // two steps
-        assert!(!stage::<f64>(1.751, 3).passed);
-        assert!(stage::<f64>(2.0, 4).passed && stage::<f64>(2.0, 4).differing() == 0);
+        assert_eq!(near.place(), Some(Place { row: 0, column: 1, expected: 5.0, found: 4.0 }));
+        assert!(!stage::<f32>(1.753, 4).passed);
+        assert!(!stage::<f32>(1.75, 3).passed); // two steps
+        assert!(!stage::<f64>(1.751, 4).passed);
+        assert!(stage::<f64>(2.0, 5).passed && stage::<f64>(2.0, 5).differing() == 0);
     }
 }

@@ -11,6 +11,7 @@ use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::evaluate::perplexity::perplexity;
 use duogpt::linalg::Scalar;
 use duogpt::llama::Checkpoint;
+use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Alpha, ColumnOrder, LazyUpdate, Method, PruneConfig, Sparsity, Threshold};
 use duogpt::tensors::FloatType;
 use libtest_mimic::Failed;
@@ -37,6 +38,13 @@ pub fn eval_perplexity(model: &Path, tokens: &Path, limit: &str, flags: &[&str])
 
 pub fn read_json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Where the data of a tensor begin in a safetensors file.
+pub fn position(file: &[u8], tensor: &str) -> usize {
+    let end = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&file[8..end]).unwrap();
+    end + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize
 }
 
 /// Every file of a directory; the report without times and environment.
@@ -128,6 +136,7 @@ impl Published<'_> {
                     activation_dtype: None,
                     grids: None,
                     dtype: Some(if T::NAME == "f64" { FloatType::F64 } else { FloatType::F32 }),
+                    format: StorageFormat::Dense,
                     output: &output,
                     damping_retry: true,
                     report_gap: None,

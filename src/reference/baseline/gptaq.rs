@@ -316,8 +316,11 @@ mod tests {
             array![0.0, 0.0, 1.0, 2.0, 3.0]
         );
         // Of one sign: the range still begins at zero.
-        let positive = Grid::find(array![2.0, 3.0].view(), &config(2, Symmetry::Asymmetric));
-        assert_eq!((positive.scale, positive.zero), (1.0, 0.0));
+        let positive = Grid::find(array![2.0f64, 3.0].view(), &config(2, Symmetry::Asymmetric));
+        assert_eq!((positive.scale, positive.zero.to_bits()), (1.0, 0.0f64.to_bits())); // not -0
+        // -1 is the code -3 of the full range and -4 of three quarters of it: without an error in both, the first stays.
+        let search = GridConfig { range: GridRange::LeastError, ..config(3, Symmetry::Symmetric) };
+        assert_eq!(Grid::find(array![-1.0f64].view(), &search).scale, 1.0 / 3.0);
     }
 
     #[test]

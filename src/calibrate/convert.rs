@@ -1,0 +1,166 @@
+//! A checkpoint in another storage format: the same tensors, names, shards and other files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::output::{OutputDirectory, companions, partial_name, write_index};
+use super::{Observer, report};
+use crate::llama::sparse_bitmask::{self, ENTRY, StorageFormat};
+use crate::llama::{Checkpoint, CheckpointError};
+use crate::tensors::{Dtype, TensorError, TensorInfo, TensorWriter};
+
+/// Writes `checkpoint` as the directory `target`, its decoder layers' linears in `format`, all else as it is. There and
+/// back is the same, byte for byte, for files whose tensors lie as [`TensorWriter`] and the safetensors library lay them.
+///
+/// # Errors
+/// [`CheckpointError`]: `target` exists, a compressed weight is damaged, or the disk refuses. Nothing is left then.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    format: StorageFormat,
+    observer: &dyn Observer,
+) -> Result<(), CheckpointError> {
+    OutputDirectory::check(target)?;
+    let partial = partial_name(target);
+    if partial.symlink_metadata().is_ok() {
+        return Err(CheckpointError::Unusable {
+            path: partial,
+            detail: "left by a run that was interrupted; remove it, or choose another --output".into(),
+        });
+    }
+    let written = write(checkpoint, &partial, format, observer).and_then(|()| {
+        fs::rename(&partial, target).map_err(TensorError::io(target))?;
+        Ok(())
+    });
+    if written.is_err() {
+        // Nothing half-written is left; a failure here has nobody to go to.
+        let _ = fs::remove_dir_all(&partial);
+    }
+    written
+}
+
+/// Writes the files of `checkpoint` into a new directory.
+pub(super) fn write(
+    checkpoint: &Checkpoint,
+    directory: &Path,
+    format: StorageFormat,
+    observer: &dyn Observer,
+) -> Result<(), CheckpointError> {
+    fs::create_dir(directory).map_err(|error| CheckpointError::Unusable {
+        path: directory.into(),
+        detail: format!("cannot be created ({error}); choose another --output"),
+    })?;
+    let compressible: BTreeSet<String> = match format {
+        StorageFormat::Dense => BTreeSet::new(),
+        StorageFormat::SparseBitmask => checkpoint.linear_tensors().collect(),
+    };
+    let shards: Vec<Vec<(String, TensorInfo)>> =
+        (0..checkpoint.shards().len()).map(|shard| checkpoint.tensors_of(shard)).collect();
+    let tensors: usize = shards.iter().map(Vec::len).sum();
+    observer.begin((tensors + compressible.len()) as u64);
+
+    // How long the files get, and how sparse the model is.
+    let (mut stored, mut weights, mut zeros) = (BTreeMap::new(), 0, 0);
+    for (name, info) in shards.iter().flatten() {
+        let values = info.shape.iter().product::<usize>();
+        weights += values;
+        if compressible.contains(name) {
+            let dense = checkpoint.tensor_data(name)?;
+            let nonzero = sparse_bitmask::stored_values(&dense.bytes, info.dtype.bitsize() / 8);
+            zeros += values - nonzero;
+            stored.insert(name.as_str(), nonzero);
+            checkpoint.drop_pages();
+            observer.advance();
+        }
+    }
+
+    for (name, from) in companions(&checkpoint.directory)? {
+        let to = directory.join(&name);
+        fs::copy(&from, &to).map_err(TensorError::io(&to))?;
+    }
+    let report = checkpoint.directory.join(report::FILE_NAME);
+    if report.is_file() {
+        let to = directory.join(report::FILE_NAME);
+        fs::copy(&report, &to).map_err(TensorError::io(&to))?;
+    }
+    let sparsity = (format == StorageFormat::SparseBitmask).then(|| zeros as f64 / weights.max(1) as f64);
+    set_format(&directory.join("config.json"), sparsity)?;
+
+    let (mut total_bytes, mut weight_map) = (0, serde_json::Map::new());
+    for (source, tensors) in checkpoint.shards().iter().zip(&shards) {
+        let file = source.path().file_name().unwrap_or_default();
+        let mut entries: Vec<(String, Dtype, Vec<usize>)> = Vec::new();
+        for (name, info) in tensors {
+            match stored.get(name.as_str()) {
+                Some(&stored) => entries.extend(sparse_bitmask::parts(name, info, stored)),
+                None => entries.push((name.clone(), info.dtype, info.shape.clone())),
+            }
+        }
+        let headers = entries.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice()));
+        let writer = TensorWriter::create(&directory.join(file), headers, &source.metadata)?;
+        for (name, info) in tensors {
+            let dense = checkpoint.tensor_data(name)?;
+            match (stored.get(name.as_str()), &info.shape[..]) {
+                (Some(&stored), &[n, k]) => {
+                    let parts = sparse_bitmask::compress(&dense.bytes, (n, k), info.dtype.bitsize() / 8);
+                    for ((part, _, _), bytes) in sparse_bitmask::parts(name, info, stored).iter().zip(parts) {
+                        writer.write(part, &bytes)?;
+                    }
+                }
+                _ => writer.write(name, &dense.bytes)?,
+            }
+            checkpoint.drop_pages();
+            observer.advance();
+        }
+        writer.sync()?;
+        for (name, dtype, shape) in entries {
+            total_bytes += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            weight_map.insert(name, file.to_string_lossy().into());
+        }
+    }
+    if checkpoint.is_sharded() {
+        write_index(directory, weight_map, total_bytes)?;
+    }
+    Ok(())
+}
+
+/// Says in a `config.json` that weights are compressed, with the model's fraction of zeros, or (`None`) that they are not. The
+/// rest of the text stays as it is, so that there and back is the same.
+pub(super) fn set_format(path: &Path, sparsity: Option<f64>) -> Result<(), CheckpointError> {
+    let malformed = |detail: String| CheckpointError::Malformed { path: path.into(), detail };
+    let text = fs::read_to_string(path).map_err(TensorError::io(path))?;
+    let not_json = |error: serde_json::Error| malformed(format!("not JSON: {error}"));
+    let mut json: Value = serde_json::from_str(&text).map_err(not_json)?;
+    let object = json.as_object_mut().ok_or_else(|| malformed("not a JSON object".into()))?;
+    let mut edited = text.clone();
+    if object.shift_remove(ENTRY).is_some() {
+        edited = without_last_entry(&text, ENTRY)
+            .filter(|text| {
+                serde_json::from_str::<Value>(text).is_ok_and(|left| left.as_object() == Some(object))
+            })
+            .unwrap_or_else(|| format!("{:#}\n", Value::Object(object.clone())));
+    }
+    if let Some(sparsity) = sparsity {
+        let entry = format!("{:#}", sparse_bitmask::entry(sparsity)).replace('\n', "\n  ");
+        let brace = edited.rfind('}').ok_or_else(|| malformed("not a JSON object".into()))?;
+        let content = edited[..brace].trim_end().len();
+        let comma = if object.is_empty() { "" } else { "," };
+        edited.insert_str(content, &format!("{comma}\n  \"{ENTRY}\": {entry}"));
+    }
+    if edited != text {
+        fs::write(path, edited).map_err(TensorError::io(path))?;
+    }
+    Ok(())
+}
+
+/// The text of a JSON object without its last entry, where that has this key.
+fn without_last_entry(text: &str, key: &str) -> Option<String> {
+    let start = text.rfind(&format!("\"{key}\":"))?;
+    let before = text[..start].trim_end().strip_suffix(',')?;
+    let brace = text.rfind('}')?;
+    let end = text[..brace].trim_end().len();
+    Some(format!("{before}{}", &text[end..]))
+}

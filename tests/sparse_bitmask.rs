@@ -1,0 +1,206 @@
+//! The sparse-bitmask layout on disk: there and back byte for byte, as the compressed-tensors package reads and writes it,
+//! and read by every command. `fixtures/sparse-bitmask` is described in `fixtures/README.md`.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{content, duogpt, eval_perplexity, fixture, position, read_json};
+use duogpt::llama::Checkpoint;
+use duogpt::llama::sparse_bitmask::StorageFormat;
+use duogpt::tensors::TensorFile;
+
+fn succeeds(arguments: &[&str]) -> String {
+    let outcome = duogpt(arguments);
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    String::from_utf8(outcome.stdout).unwrap()
+}
+
+fn convert(model: &Path, output: &Path, format: &str) -> String {
+    let (model, output) = (model.to_str().unwrap(), output.to_str().unwrap());
+    succeeds(&["convert", "--model", model, "--output", output, "--format", format])
+}
+
+fn package_fixture(name: &str) -> PathBuf {
+    fixture("sparse-bitmask").join(name)
+}
+
+/// The same files with the same bytes (but for the times in a report).
+fn assert_same_files(a: &Path, b: &Path) {
+    let (a, b) = (content(a), content(b));
+    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b));
+    for ((name, a), (_, b)) in a.iter().zip(&b) {
+        assert_eq!(a.iter().zip(b).position(|(a, b)| a != b), None, "{name} differs");
+        assert_eq!(a.len(), b.len(), "{name}");
+    }
+}
+
+/// Every tensor of a checkpoint, dense.
+fn dense_tensors(checkpoint: &Checkpoint) -> Vec<(String, Vec<u8>)> {
+    let shards = 0..checkpoint.shards().len();
+    let names = shards.flat_map(|shard| checkpoint.tensors_of(shard)).map(|(name, _)| name);
+    let mut tensors: Vec<_> =
+        names.map(|name| (name.clone(), checkpoint.tensor_data(&name).unwrap().bytes.to_vec())).collect();
+    tensors.sort();
+    tensors
+}
+
+/// Compressed, the files are those from which the package made `decompressed.safetensors`; and back they are those that the
+/// safetensors library wrote: shards, index, config.json.
+#[test]
+fn there_and_back_is_byte_for_byte_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let (compressed, dense) = (directory.path().join("compressed"), directory.path().join("dense"));
+    convert(&package_fixture("dense"), &compressed, "sparse-bitmask");
+    assert_same_files(&compressed, &package_fixture("compressed"));
+    convert(&compressed, &dense, "dense");
+    assert_same_files(&dense, &package_fixture("dense"));
+    // To the format that it has already: the same files.
+    let again = directory.path().join("again");
+    convert(&compressed, &again, "sparse-bitmask");
+    assert_same_files(&again, &compressed);
+}
+
+/// What the package made of our files has every bit of the dense ones, -0 and denormals included.
+#[test]
+fn the_package_decompresses_every_bit() {
+    let theirs = TensorFile::open(&package_fixture("decompressed.safetensors")).unwrap();
+    let dense = Checkpoint::open(&package_fixture("dense")).unwrap();
+    let ours = Checkpoint::open(&package_fixture("compressed")).unwrap();
+    let tensors = dense_tensors(&dense);
+    assert_eq!(tensors.len(), 21);
+    assert_eq!(dense_tensors(&ours), tensors);
+    let negative_zeros = |bytes: &[u8]| bytes.chunks_exact(2).filter(|value| *value == [0, 0x80]).count();
+    assert!(tensors.iter().map(|(_, bytes)| negative_zeros(bytes)).sum::<usize>() > 100);
+    for (name, bytes) in tensors {
+        assert_eq!(theirs.bytes(&name).unwrap(), bytes, "{name}");
+    }
+}
+
+/// The package's own files, whose tensors lie in another order and which know no -0.
+#[test]
+fn files_of_the_package_are_read() {
+    let theirs = Checkpoint::open(&package_fixture("package")).unwrap();
+    let mut dense = dense_tensors(&Checkpoint::open(&package_fixture("dense")).unwrap());
+    for (_, bytes) in dense.iter_mut().filter(|(name, _)| name.contains("_proj")) {
+        for value in bytes.chunks_exact_mut(2).filter(|value| **value == [0, 0x80]) {
+            value.fill(0);
+        }
+    }
+    assert_eq!(dense_tensors(&theirs), dense);
+    for linear in theirs.linear_tensors() {
+        assert_eq!(theirs.storage(&linear).unwrap().0, StorageFormat::SparseBitmask);
+    }
+}
+
+/// `prune --format sparse-bitmask` writes what `prune` and `convert` write; it takes about 56 % of the bytes, and every
+/// command reads it.
+#[test]
+fn pruned_models_are_written_and_read_compressed() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let model = fixture("tiny-llama");
+    let prune = |output: &str, flags: &[&str]| {
+        let output = at(output);
+        let arguments = [
+            "prune",
+            "--method",
+            "magnitude",
+            "--model",
+            model.to_str().unwrap(),
+            "--output",
+            output.to_str().unwrap(),
+        ];
+        succeeds(&[&arguments, flags].concat());
+    };
+    prune("dense", &[]);
+    prune("compressed", &["--format", "sparse-bitmask"]);
+    convert(&at("compressed"), &at("back"), "dense");
+    assert_same_files(&at("back"), &at("dense"));
+    let entries: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(entries.len(), 3, "something is left over: {entries:?}");
+    assert!(
+        read_json(&at("compressed/config.json"))["quantization_config"]["sparsity_config"]["format"]
+            == "sparse-bitmask"
+    );
+
+    let lines = succeeds(&["inspect", at("compressed").to_str().unwrap(), "--json"]);
+    let lines: serde_json::Value = serde_json::from_str(&lines).unwrap();
+    let (mut bytes, mut dense) = (0, 0);
+    for line in lines.as_array().unwrap().iter().filter(|line| !line["sparsity"].is_null()) {
+        assert_eq!(line["format"], "sparse-bitmask");
+        let shape = |dimension: usize| line["shape"][dimension].as_u64().unwrap();
+        bytes += line["bytes"].as_u64().unwrap();
+        dense += 2 * shape(0) * shape(1);
+    }
+    // 1/2 of the values less the one more than half of each block that goes, 1/16 of bits, an offset per row.
+    let share = bytes as f64 / dense as f64;
+    assert!((0.56..0.58).contains(&share), "{share}");
+
+    let tokens = model.join("tokens-sampled-evaluation.safetensors");
+    let perplexity =
+        |model: &str| eval_perplexity(&at(model), &tokens, "2", &["--activation-sparsity", "0.5"]);
+    assert_eq!(perplexity("compressed")["perplexity"], perplexity("dense")["perplexity"]);
+
+    // A compressed model pruned again is dense, and says so.
+    let source = at("compressed");
+    let again = at("again");
+    let arguments = [
+        "prune",
+        "--method",
+        "magnitude",
+        "--model",
+        source.to_str().unwrap(),
+        "--output",
+        again.to_str().unwrap(),
+        "--weight-sparsity",
+        "0.7",
+        "--dtype",
+        "f32",
+    ];
+    succeeds(&arguments);
+    let config = read_json(&again.join("config.json"));
+    assert!(config.get("quantization_config").is_none() && config["torch_dtype"] == "float32");
+    assert!(Checkpoint::open(&again).unwrap().shards()[0].names().all(|name| !name.ends_with(".bitmask")));
+}
+
+#[test]
+fn nothing_is_overwritten_or_left_half_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = package_fixture("dense");
+    let damaged = directory.path().join("damaged");
+    fs::create_dir(&damaged).unwrap();
+    for (name, bytes) in content(&package_fixture("compressed")) {
+        fs::write(damaged.join(name), bytes).unwrap();
+    }
+    let shard = damaged.join("model-00002-of-00002.safetensors");
+    let name = "model.layers.1.mlp.up_proj.row_offsets";
+    let mut bytes = fs::read(&shard).unwrap();
+    let third = position(&bytes, name) + 16;
+    bytes[third] ^= 1;
+    fs::write(&shard, bytes).unwrap();
+    let output = directory.path().join("output");
+    for (source, parts) in [
+        (&damaged, vec!["model-00002-of-00002.safetensors", name, &format!("byte {third} "), "row 2"]),
+        (&source, vec!["damaged", "exists already"]),
+    ] {
+        let target = if source == &damaged { &output } else { &damaged };
+        let outcome = duogpt(&[
+            "convert",
+            "--model",
+            source.to_str().unwrap(),
+            "--output",
+            target.to_str().unwrap(),
+            "--format",
+            "dense",
+        ]);
+        let message = String::from_utf8(outcome.stderr).unwrap();
+        assert_eq!(outcome.status.code(), Some(2), "{message}");
+        for part in parts {
+            assert!(message.contains(part), "`{part}` is not in: {message}");
+        }
+    }
+    assert!(!output.exists() && fs::read_dir(directory.path()).unwrap().count() == 1);
+}
