@@ -115,6 +115,39 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
+// Eight half-width numbers: what one asynchronous copy moves, and one row of a matrix that `load_matrices` takes.
+struct alignas(16) Eight {
+    u32 pairs[4];
+};
+
+// What only the hardware does; the emulator has its own. Copies to shared memory land when the thread waits for their group:
+// copy_wait<LEFT> leaves the last LEFT groups under way.
+#ifndef EMULATED
+__device__ __forceinline__ u32 shared_address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
+__device__ __forceinline__ void copy_async(Eight *to, const Eight *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <u32 LEFT> __device__ __forceinline__ void copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+// Four 8 x 8 matrices, transposed: lane l points to row l % 8 of matrix l / 8, and gets the numbers in rows 2 (l % 4) and
+// 2 (l % 4) + 1 of column l / 4 of each.
+__device__ __forceinline__ void load_matrices(u32 (&out)[4], const Eight *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+// C (16 x 8) += A (16 x 16) B (16 x 8) on tensor cores, by a warp; fragments as PTX lays them out for mma.m16n8k16. Lane l
+// holds, with g = l / 4 and t = 2 (l % 4): A at rows g and g + 8, columns t, t + 1, then t + 8, t + 9; B at those rows of
+// column g; C at rows g and g + 8, columns t, t + 1.
+#define MULTIPLY(name, type)                                                                                               __device__ __forceinline__ void name(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                                   asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "         \
+            "{%8, %9}, {%0, %1, %2, %3};"                                                                                          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                                       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                               }
+MULTIPLY(multiply_bf16, "bf16")
+MULTIPLY(multiply_f16, "f16")
+#endif
+
 // One digit of a radix selection.
 struct Digit {
     u32 digit; // of the element looked for

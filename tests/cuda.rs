@@ -16,6 +16,7 @@ use duogpt::cuda::activation::activation;
 use duogpt::cuda::device::Buffer;
 use duogpt::cuda::mask::mask;
 use duogpt::cuda::score::Columns;
+use duogpt::cuda::statistics::{CAPACITY, Inputs, Statistics as DeviceStatistics};
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::{PruneConfig, Replay, Threshold};
 use emulator::Emulator;
@@ -148,8 +149,102 @@ fn statistics_at_all_sizes() {
 }
 
 #[test]
+fn statistics_of_random_numbers() {
+    let shapes = [(1, 33), (2, 129), (33, 1), (31, 128), (300, 40)];
+    statistics_are_accurate(&Emulator::new(13), &shapes).unwrap();
+}
+
+#[test]
+fn sums_keep_what_a_float_would_lose() {
+    small_sums_are_kept(&Emulator::new(14)).unwrap();
+}
+
+/// The largest error of an SGEMM that adds the tokens one by one, over the largest entry of H.
+fn error_of_an_sgemm(x: &Array2<f32>) -> f64 {
+    let exact = x.mapv(f64::from).t().dot(&x.mapv(f64::from));
+    let columns = x.t().as_standard_layout().to_owned();
+    let found = Array2::from_shape_fn(exact.dim(), |(i, j)| {
+        columns.row(i).iter().zip(columns.row(j)).fold(0.0f32, |sum, (a, b)| a.mul_add(*b, sum))
+    });
+    error(&found, &exact)
+}
+
+/// H of positive numbers on the device and exactly, and the error of an SGEMM. Tensor cores cut where they add, the emulated
+/// ones too: where all products are positive, what is cut piles up.
+fn positive_sums(device: &Emulator, tokens: usize, inputs: Inputs) -> (Array2<f32>, Array2<f64>, f64) {
+    let x = rounded(random(7, tokens, 24).mapv(f32::abs), inputs);
+    assert_eq!(Inputs::of(&[x.view()]), inputs);
+    let mut statistics = DeviceStatistics::new(device, 24, false).unwrap();
+    statistics.update(device, x.view(), x.view()).unwrap();
+    let found = statistics.hessian(device).unwrap().to_host(device).unwrap();
+    let exact = x.mapv(f64::from).t().dot(&x.mapv(f64::from));
+    (Array2::from_shape_vec((24, 24), found).unwrap(), exact, error_of_an_sgemm(&x))
+}
+
+#[test]
+fn the_error_of_sums_does_not_grow_and_stays_below_that_of_an_sgemm() {
+    let device = Emulator::new(15);
+    for inputs in INPUTS {
+        for tokens in [256, 1024, 4096, 16384] {
+            let (found, exact, sgemm) = positive_sums(&device, tokens, inputs);
+            // The bound of kernels/statistics.cu: all terms are positive, so the sum of their magnitudes is the entry.
+            let slabs = tokens.min(CAPACITY).div_ceil(if inputs == Inputs::F32 { 16 } else { 32 });
+            let bound = (22.0 + slabs as f64 / 2.0 + 1.0) * 2f64.powi(-23);
+            for ((place, found), exact) in found.indexed_iter().zip(&exact) {
+                assert!((f64::from(*found) - exact).abs() <= bound * exact, "{place:?}: {found} for {exact}");
+            }
+            let here = error(&found, &exact);
+            println!("{inputs:?}, {tokens} tokens: error {here:.2e}, of an SGEMM {sgemm:.2e}");
+            assert!(here <= sgemm, "{inputs:?}, {tokens} tokens: error {here:.2e}, of an SGEMM {sgemm:.2e}");
+        }
+    }
+}
+
+#[test]
+fn sums_that_stay_in_tensor_cores_are_worse_than_an_sgemm() {
+    let faults = [
+        ("statistics.cu", "float sum[4][4] = {};", "float(&sum)[4][4] = total[m];"),
+        ("statistics.cu", "total[m][n][i] += sum[n][i];", ";"),
+    ];
+    let device = Emulator::with_faults(16, &faults);
+    let (found, exact, sgemm) = positive_sums(&device, 4096, Inputs::F16);
+    let here = error(&found, &exact);
+    println!("error {here:.2e}, of an SGEMM {sgemm:.2e}");
+    assert!(here > sgemm);
+}
+
+#[test]
+fn inputs_are_taken_for_what_they_are() {
+    let of =
+        |x: f32| Inputs::of(&[Array2::from_elem((2, 3), 1.0).view(), Array2::from_elem((1, 3), x).view()]);
+    assert_eq!(of(1.0 + 2f32.powi(-7)), Inputs::Bf16);
+    assert_eq!(of(2f32.powi(120)), Inputs::Bf16);
+    assert_eq!(of(1.0 + 2f32.powi(-8)), Inputs::F16);
+    assert_eq!(of(-32736.0), Inputs::F16);
+    assert_eq!(of(33000.0), Inputs::F32); // differences need not be f16
+    assert_eq!(of(1.0 + 2f32.powi(-11)), Inputs::F32);
+    assert_eq!(of(f32::NAN), Inputs::F32);
+    assert_eq!(of(f32::INFINITY), Inputs::F32);
+}
+
+#[test]
+fn statistics_of_sequences_of_different_types() {
+    let device = Emulator::new(17);
+    let mut found = DeviceStatistics::new(&device, 5, false).unwrap();
+    let mut sum = Array2::<f64>::zeros((5, 5));
+    let wide = integers(4, 1, 5).mapv(|x| 2049.0 * x.signum());
+    for x in [integers(1, 40, 5), integers(2, 9, 5) * 257.0, integers(3, 12, 5), wide] {
+        found.update(&device, x.view(), x.view()).unwrap();
+        sum += &x.mapv(f64::from).t().dot(&x.mapv(f64::from));
+    }
+    let found = found.hessian(&device).unwrap().to_host(&device).unwrap();
+    same("H", &found, &flat(&sum.mapv(|x| (x / 4.0) as f32))).unwrap();
+}
+
+#[test]
 fn a_layer_of_the_small_model_with_few_rows() {
-    let case = Case { n: 3, k: 688, config: PruneConfig::default(), drift: true, dead: &[5] };
+    let case =
+        Case { n: 3, k: 688, config: PruneConfig::default(), drift: true, dead: &[5], inputs: Inputs::Bf16 };
     layer_on_emulator(40, &case).unwrap();
 }
 

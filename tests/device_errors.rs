@@ -180,8 +180,19 @@ fn a_failed_launch_is_named_with_what_to_do() {
         assert!(text.contains("CUDA_LAUNCH_BLOCKING=1") && text.contains("--backend cpu"), "{text}");
         what.clone()
     });
-    for what in ["gemm", "potrf", "trsm", "score", "mask_exact", "panel_32", "strictly_upper", "permute_both"]
-    {
+    for what in [
+        "split_f32",
+        "hessian_f32",
+        "drift_f32",
+        "gemm",
+        "potrf",
+        "trsm",
+        "score",
+        "mask_exact",
+        "panel_32",
+        "strictly_upper",
+        "permute_both",
+    ] {
         assert!(named.contains(what), "{what} never failed: {named:?}");
     }
 }

@@ -12,10 +12,11 @@ use checks::spmspv::{
 };
 use checks::{
     Case, activations_agree, activations_f32, layer_agrees, masks_agree, panels_agree, run, scores_agree,
-    statistics_agree,
+    small_sums_are_kept, statistics_agree, statistics_are_accurate,
 };
 use duogpt::cuda::device::Buffer;
 use duogpt::cuda::spmspv::Element;
+use duogpt::cuda::statistics::Inputs;
 use duogpt::cuda::{Cuda, DeviceError, Gpu};
 use duogpt::reference::{PruneConfig, Replay};
 use half::{bf16, f16};
@@ -58,6 +59,10 @@ fn main() {
         trial("mask", |cuda| masks_agree(&cuda.device, &SIZES[..12])),
         trial("panel", |cuda| panels_agree(&cuda.device, &SIZES[..10])),
         trial("statistics", |cuda| statistics_agree(&cuda.device, &SIZES[..12])),
+        trial("statistics_of_random_numbers", |cuda| {
+            statistics_are_accurate(&cuda.device, &[(1, 33), (100, 129), (2048, 300), (20000, 1000)])
+        }),
+        trial("small_sums_are_kept", |cuda| small_sums_are_kept(&cuda.device)),
         trial("a_wide_layer", |cuda| layer_agrees(cuda, &wide())),
         trial("the_same_bits_again", the_same_bits_again),
         trial("a_hundred_layers_leave_no_memory_behind", no_memory_left_behind),
@@ -104,7 +109,7 @@ const LLAMA_SHAPES: [(usize, usize); 12] = [
 ];
 
 fn wide() -> Case {
-    Case { n: 512, k: 2048, config: PruneConfig::default(), drift: true, dead: &[7] }
+    Case { n: 512, k: 2048, config: PruneConfig::default(), drift: true, dead: &[7], inputs: Inputs::Bf16 }
 }
 
 fn the_same_bits_again(cuda: &Cuda<Gpu>) -> Result<(), String> {
@@ -115,7 +120,8 @@ fn the_same_bits_again(cuda: &Cuda<Gpu>) -> Result<(), String> {
 }
 
 fn no_memory_left_behind(cuda: &Cuda<Gpu>) -> Result<(), String> {
-    let case = Case { n: 256, k: 256, config: PruneConfig::default(), drift: true, dead: &[] };
+    let case =
+        Case { n: 256, k: 256, config: PruneConfig::default(), drift: true, dead: &[], inputs: Inputs::Bf16 };
     let prune = || run::<f32, _>(cuda, &case, Replay::default()).map(drop).map_err(|error| error.to_string());
     let memory = || cuda.device.memory().map_err(|error| error.to_string());
     // What is loaded and kept for later at the first use is no leak.

@@ -35,11 +35,13 @@ pub fn prepare<D: Device>(
 ) -> Result<Prepared<D>, PruneError> {
     let k = statistics.k;
     config.check(k)?;
-    if let Some((row, column)) = not_finite(device, &statistics.hessian, (k, k))? {
+    let matrix = statistics.hessian(device)?;
+    if let Some((row, column)) = not_finite(device, &matrix, (k, k))? {
         return Err(FactorError::NotFinite { what: "Hessian", row, column }.into());
     }
+    let drift = statistics.drift(device)?;
     let scale = config.hessian_scale as f32;
-    let mut hessian = diagonal(device, &statistics.hessian, k)?;
+    let mut hessian = diagonal(device, &matrix, k)?;
     let dead: Vec<bool> = hessian.iter().map(|&h| h == 0.0).collect();
     for (h, &dead) in hessian.iter_mut().zip(&dead) {
         *h = if dead { 1.0 } else { *h * scale };
@@ -47,8 +49,7 @@ pub fn prepare<D: Device>(
     let order = match replay.order {
         Some(order) => checked_order(order, k)?,
         None => {
-            let drift =
-                statistics.drift.as_ref().map(|drift| diagonal(device, &drift.dxxt, k)).transpose()?;
+            let drift = drift.as_ref().map(|drift| diagonal(device, &drift.dxxt, k)).transpose()?;
             let drift: Option<Vec<f32>> = drift.map(|d| d.into_iter().map(|d| d * scale).collect());
             config.column_order.permutation(&hessian, drift.as_deref(), config.block_size)?
         }
@@ -58,15 +59,15 @@ pub fn prepare<D: Device>(
     let shift = (config.damping * mean) as f32;
     let damped: Vec<f32> = order.iter().map(|&column| hessian[column] + shift).collect();
     let reversed: Vec<usize> = order.iter().rev().copied().collect();
-    let lt = factor(device, permute_both(device, &statistics.hessian, &reversed, scale)?, &damped).map_err(
-        |error| match error {
-            PruneError::Factor(error) => error.in_original_order(&order).into(),
-            error => error,
-        },
-    )?;
+    let in_order = permute_both(device, &matrix, &reversed, scale)?;
+    drop(matrix);
+    let lt = factor(device, in_order, &damped).map_err(|error| match error {
+        PruneError::Factor(error) => error.in_original_order(&order).into(),
+        error => error,
+    })?;
 
     let alpha = config.alpha.score as f32;
-    let (d, scale) = correct(device, statistics.drift.as_ref(), &order, scale, &lt, alpha)?;
+    let (d, scale) = correct(device, drift, &order, scale, &lt, alpha)?;
     if let Some((_, position)) = not_finite(device, &scale, (1, k))? {
         return Err(PruneError::NotFinite { what: "score", row: 0, column: order[position] });
     }
@@ -112,7 +113,7 @@ type Numbers<D> = Buffer<f32, D>;
 /// D and the score's factor.
 fn correct<D: Device>(
     device: &D,
-    drift: Option<&Drift<D>>,
+    drift: Option<Drift<D>>,
     order: &[usize],
     scale: f32,
     lt: &Buffer<f32, D>,
@@ -128,7 +129,8 @@ fn correct<D: Device>(
     let dxdxt = drift.dxdxt.to_host(device)?;
     let a: Vec<f32> = order.iter().map(|&column| dxdxt[column] * scale).collect();
     let a = Buffer::from_host(device, &a)?;
-    let Projection { dxxt, q } = projection(device, drift, order, scale, lt)?;
+    let Projection { dxxt, q } = projection(device, &drift, order, scale, lt)?;
+    drop(drift);
     let arguments = vec![
         q.argument(device),
         lt.argument(device),

@@ -1,30 +1,171 @@
 //! Statistics of the calibration data on the device; see [`reference::statistics`](crate::reference::statistics).
 
-use ndarray::ArrayView2;
+use std::cell::Cell;
+use std::ops::Range;
+
+use half::{bf16, f16};
+use ndarray::{Array2, ArrayView2, s};
 
 use super::blas::{Rows, gemm};
-use super::device::{Buffer, Device, DeviceError};
-use super::{STATISTICS, launch, number};
-use crate::reference::statistics::running_mean;
+use super::device::{Argument, Buffer, Device, DeviceError, Launch, Plain};
+use super::{STATISTICS, THREADS, launch, number};
+use crate::reference;
 
-/// Running means over the calibration sequences, in the original column order.
+/// Which version of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// Products in f32.
+    Plain,
+    /// Products on tensor cores, of half-width pieces.
+    TensorCores,
+}
+
+/// How many tokens wait on the device, at most, until they are multiplied. Each multiplication moves all of H and dX X^T, so
+/// more are faster; their pieces take 6 (bf16 and f16) or 12 bytes (f32) times k per token.
+pub const CAPACITY: usize = 8192;
+
+/// Rows and columns of a tile, tokens of a chunk: what pieces are padded to. As in `kernels/statistics.cu`.
+const TILE: usize = 128;
+/// See [`TILE`].
+const CHUNK: usize = 32;
+
+/// Sums over the calibration tokens, in the original column order; divided by the number of sequences they are the
+/// reference's running means.
 pub struct Statistics<D: Device> {
     /// Input channels.
     pub k: usize,
     /// Sequences seen.
     pub sequences: usize,
-    /// H = X^ X^T (k x k).
-    pub hessian: Buffer<f32, D>,
-    /// What dX = X~ - X^ leaves, where it is asked for.
-    pub drift: Option<Drift<D>>,
+    version: Version,
+    capacity: usize,
+    hessian: Sum<D>,
+    drift: Option<(Sum<D>, Sum<D>)>,
+    pending: Option<Pending<D>>,
 }
 
-/// The statistics of dX.
+/// The means of what dX = X~ - X^ leaves.
 pub struct Drift<D: Device> {
     /// dX X^T (k x k).
     pub dxxt: Buffer<f32, D>,
     /// diag(dX dX^T) (k).
     pub dxdxt: Buffer<f32, D>,
+}
+
+/// A sum in pairs of floats: rows x columns.
+struct Sum<D: Device> {
+    high: Buffer<f32, D>,
+    low: Buffer<f32, D>,
+    shape: (usize, usize),
+}
+
+impl<D: Device> Sum<D> {
+    fn new(device: &D, shape: (usize, usize)) -> Result<Self, DeviceError> {
+        let zeros = || Buffer::zeros(device, shape.0 * shape.1);
+        Ok(Sum { high: zeros()?, low: zeros()?, shape })
+    }
+
+    /// The sum divided by `count`, or by 1. Of a symmetric one the part right of the diagonal is not read.
+    fn mean(&self, device: &D, count: usize, symmetric: bool) -> Result<Buffer<f32, D>, DeviceError> {
+        let (rows, columns) = self.shape;
+        let out = Buffer::new(device, rows * columns)?;
+        let arguments = vec![
+            self.high.argument(device),
+            self.low.argument(device),
+            out.argument(device),
+            number(rows).into(),
+            number(columns).into(),
+            (count.max(1) as f32).into(),
+            u32::from(symmetric).into(),
+        ];
+        launch(device, &STATISTICS, "mean", rows * columns, 1, arguments)?;
+        Ok(out)
+    }
+}
+
+/// What the inputs are, and so what their pieces are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inputs {
+    /// Every value is a bf16: one piece for X^, two for dX, without loss.
+    Bf16,
+    /// Every value is an f16, at most half as large as they get, so that differences are too: as above.
+    F16,
+    /// Anything else: three bf16 pieces each.
+    F32,
+}
+
+impl Inputs {
+    /// The narrowest type that holds every value of the inputs exactly. Values that are not numbers are held by f32.
+    pub fn of(inputs: &[ArrayView2<f32>]) -> Self {
+        let all = |holds: fn(f32) -> bool| inputs.iter().all(|x| x.iter().all(|&x| holds(x)));
+        if all(|x| x.is_finite() && bf16::from_f32(x).to_f32() == x) {
+            Inputs::Bf16
+        } else if all(|x| x.abs() <= f16::MAX.to_f32() / 2.0 && f16::from_f32(x).to_f32() == x) {
+            Inputs::F16
+        } else {
+            Inputs::F32
+        }
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Inputs::Bf16 => "bf16",
+            Inputs::F16 => "f16",
+            Inputs::F32 => "f32",
+        }
+    }
+
+    /// Of X^ and of dX.
+    fn pieces(self) -> (usize, usize) {
+        match self {
+            Inputs::Bf16 | Inputs::F16 => (1, 2),
+            Inputs::F32 => (3, 3),
+        }
+    }
+
+    /// Tokens of a slab.
+    fn slab(self) -> usize {
+        match self {
+            Inputs::Bf16 | Inputs::F16 => 32,
+            Inputs::F32 => 16,
+        }
+    }
+}
+
+/// A type of inputs.
+pub trait Entry: Plain {
+    /// What they are.
+    const INPUTS: Inputs;
+    /// The nearest number of this type.
+    fn nearest(x: f32) -> Self;
+}
+impl Entry for bf16 {
+    const INPUTS: Inputs = Inputs::Bf16;
+    fn nearest(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+}
+impl Entry for f16 {
+    const INPUTS: Inputs = Inputs::F16;
+    fn nearest(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+}
+impl Entry for f32 {
+    const INPUTS: Inputs = Inputs::F32;
+    fn nearest(x: f32) -> Self {
+        x
+    }
+}
+
+/// Pieces of the last tokens, not multiplied yet.
+struct Pending<D: Device> {
+    inputs: Inputs,
+    /// Tokens so far.
+    tokens: Cell<usize>,
+    /// Of X^: piece x capacity x padded k.
+    x: Buffer<u16, D>,
+    /// Of dX; empty where nobody asks.
+    dx: Buffer<u16, D>,
 }
 
 impl<D: Device> Statistics<D> {
@@ -33,14 +174,34 @@ impl<D: Device> Statistics<D> {
     /// # Errors
     /// [`DeviceError`].
     pub fn new(device: &D, k: usize, with_drift: bool) -> Result<Self, DeviceError> {
-        let drift = match with_drift {
-            true => Some(Drift { dxxt: Buffer::zeros(device, k * k)?, dxdxt: Buffer::zeros(device, k)? }),
-            false => None,
-        };
-        Ok(Statistics { k, sequences: 0, hessian: Buffer::zeros(device, k * k)?, drift })
+        Self::of_version(device, k, with_drift, Version::TensorCores, CAPACITY)
     }
 
-    /// Takes one sequence in, dense and sparse input (tokens x k).
+    /// The same by a version of the kernels, and with another number of tokens that wait, a multiple of 32.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    ///
+    /// # Panics
+    /// When `capacity` is no positive multiple of 32.
+    pub fn of_version(
+        device: &D,
+        k: usize,
+        with_drift: bool,
+        version: Version,
+        capacity: usize,
+    ) -> Result<Self, DeviceError> {
+        assert!(capacity > 0 && capacity.is_multiple_of(CHUNK), "a capacity of {capacity} tokens");
+        let drift = match with_drift {
+            true => Some((Sum::new(device, (k, k))?, Sum::new(device, (1, k))?)),
+            false => None,
+        };
+        let hessian = Sum::new(device, (k, k))?;
+        Ok(Statistics { k, sequences: 0, version, capacity, hessian, drift, pending: None })
+    }
+
+    /// Takes one sequence in, dense and sparse input (tokens x k). What [`Inputs::of`] finds them to be decides how they
+    /// are multiplied; no bits are lost that f32 products would keep.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -53,40 +214,257 @@ impl<D: Device> Statistics<D> {
         dense: ArrayView2<f32>,
         sparse: ArrayView2<f32>,
     ) -> Result<(), DeviceError> {
-        let (tokens, k) = sparse.dim();
-        assert_eq!((dense.dim(), k), (sparse.dim(), self.k), "inputs of another shape");
-        let (keep, add) = running_mean(self.sequences);
-        let (keep, add) = (keep as f32, add as f32);
-        let upload = |x: ArrayView2<f32>| match x.as_slice() {
-            Some(x) => Buffer::from_host(device, x),
-            None => Buffer::from_host(device, &x.iter().copied().collect::<Vec<_>>()),
-        };
-        let rows = |x: &_| Rows::new(device, x, 0, k);
-        let sparse = upload(sparse)?;
-        gemm(device, (k, k, tokens), add, rows(&sparse).t(), rows(&sparse), keep, rows(&self.hessian))?;
-        if let Some(drift) = &self.drift {
-            let dense = upload(dense)?;
-            let dx = Buffer::new(device, tokens * k)?;
-            let arguments = vec![
-                dense.argument(device),
-                sparse.argument(device),
-                dx.argument(device),
-                number(tokens).into(),
-                number(k).into(),
-            ];
-            launch(device, &STATISTICS, "difference", tokens * k, 1, arguments)?;
-            gemm(device, (k, k, tokens), add, rows(&dx).t(), rows(&sparse), keep, rows(&drift.dxxt))?;
-            let arguments = vec![
-                dx.argument(device),
-                drift.dxdxt.argument(device),
-                number(tokens).into(),
-                number(k).into(),
-                keep.into(),
-                add.into(),
-            ];
-            launch(device, &STATISTICS, "column_squares", k, 1, arguments)?;
+        assert_eq!((dense.dim(), sparse.ncols()), (sparse.dim(), self.k), "inputs of another shape");
+        match self.version {
+            Version::Plain => self.take_plainly(device, dense, sparse)?,
+            Version::TensorCores => {
+                let inputs = match &self.drift {
+                    Some(_) => Inputs::of(&[dense, sparse]),
+                    None => Inputs::of(&[sparse]),
+                };
+                match inputs {
+                    Inputs::Bf16 => self.upload_and_append::<bf16>(device, dense, sparse)?,
+                    Inputs::F16 => self.upload_and_append::<f16>(device, dense, sparse)?,
+                    Inputs::F32 => self.upload_and_append::<f32>(device, dense, sparse)?,
+                }
+            }
         }
         self.sequences += 1;
         Ok(())
     }
+
+    /// Takes one sequence in that lies on the device. An f16 sequence whose differences overflow gives statistics that are
+    /// not finite, which [`prepare`](super::factor::prepare) refuses.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    ///
+    /// # Panics
+    /// When the inputs differ in size or are no rows of k.
+    pub fn update_on_device<T: Entry>(
+        &mut self,
+        device: &D,
+        dense: &Buffer<T, D>,
+        sparse: &Buffer<T, D>,
+    ) -> Result<(), DeviceError> {
+        self.append(device, Some(dense), sparse)?;
+        self.sequences += 1;
+        Ok(())
+    }
+
+    /// The same means on the host.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn to_host(&self, device: &D) -> Result<reference::Statistics<f32>, DeviceError> {
+        let k = self.k;
+        let square = |buffer: Buffer<f32, D>| {
+            let values = buffer.to_host(device)?;
+            Ok(Array2::from_shape_vec((k, k), values).expect("k x k"))
+        };
+        let hessian = square(self.hessian(device)?)?;
+        let drift = match self.drift(device)? {
+            Some(Drift { dxxt, dxdxt }) => {
+                Some(reference::Drift { dxxt: square(dxxt)?, dxdxt: dxdxt.to_host(device)?.into() })
+            }
+            None => None,
+        };
+        Ok(reference::Statistics { sequences: self.sequences, hessian, drift })
+    }
+
+    /// H (k x k), the mean over the sequences.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn hessian(&self, device: &D) -> Result<Buffer<f32, D>, DeviceError> {
+        self.flush(device)?;
+        self.hessian.mean(device, self.sequences, true)
+    }
+
+    /// What dX leaves, where it was asked for: the mean over the sequences.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn drift(&self, device: &D) -> Result<Option<Drift<D>>, DeviceError> {
+        self.flush(device)?;
+        let Some((dxxt, dxdxt)) = &self.drift else { return Ok(None) };
+        let mean = |sum: &Sum<D>| sum.mean(device, self.sequences, false);
+        Ok(Some(Drift { dxxt: mean(dxxt)?, dxdxt: mean(dxdxt)? }))
+    }
+
+    /// Multiplies what waits.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn flush(&self, device: &D) -> Result<(), DeviceError> {
+        self.pending.as_ref().map_or(Ok(()), |pending| self.multiply(device, pending))
+    }
+
+    /// Version 1.
+    fn take_plainly(
+        &self,
+        device: &D,
+        dense: ArrayView2<f32>,
+        sparse: ArrayView2<f32>,
+    ) -> Result<(), DeviceError> {
+        let k = self.k;
+        let rows = |x: &_| Rows::new(device, x, 0, k);
+        for first in (0..sparse.nrows()).step_by(self.capacity) {
+            let tokens = self.capacity.min(sparse.nrows() - first);
+            let run = s![first..first + tokens, ..];
+            let sparse = upload(device, sparse.slice(run), |x| x)?;
+            let shape = (k, k, tokens);
+            gemm(device, shape, 1.0, rows(&sparse).t(), rows(&sparse), 1.0, rows(&self.hessian.high))?;
+            let Some((dxxt, dxdxt)) = &self.drift else { continue };
+            let dense = upload(device, dense.slice(run), |x| x)?;
+            let dx = Buffer::new(device, tokens * k)?;
+            let mut arguments = vec![dense.argument(device), sparse.argument(device), dx.argument(device)];
+            arguments.extend([number(tokens), number(k)].map(Argument::from));
+            launch(device, &STATISTICS, "difference", tokens * k, 1, arguments)?;
+            gemm(device, shape, 1.0, rows(&dx).t(), rows(&sparse), 1.0, rows(&dxxt.high))?;
+            let mut arguments = vec![dx.argument(device), dxdxt.high.argument(device)];
+            arguments.extend([number(tokens), number(k)].map(Argument::from));
+            launch(device, &STATISTICS, "column_squares", k, 1, arguments)?;
+        }
+        Ok(())
+    }
+
+    /// Version 2, a part of the sequence at a time.
+    fn upload_and_append<T: Entry>(
+        &mut self,
+        device: &D,
+        dense: ArrayView2<f32>,
+        sparse: ArrayView2<f32>,
+    ) -> Result<(), DeviceError> {
+        for first in (0..sparse.nrows()).step_by(self.capacity) {
+            let run = s![first..(first + self.capacity).min(sparse.nrows()), ..];
+            let dense = match &self.drift {
+                Some(_) => Some(upload(device, dense.slice(run), T::nearest)?),
+                None => None,
+            };
+            let sparse = upload(device, sparse.slice(run), T::nearest)?;
+            self.append(device, dense.as_ref(), &sparse)?;
+        }
+        Ok(())
+    }
+
+    /// Splits tokens into pieces, and multiplies whenever there is no room for more.
+    fn append<T: Entry>(
+        &mut self,
+        device: &D,
+        dense: Option<&Buffer<T, D>>,
+        sparse: &Buffer<T, D>,
+    ) -> Result<(), DeviceError> {
+        let dense = dense.filter(|_| self.drift.is_some());
+        let tokens = sparse.len() / self.k.max(1);
+        let sizes = (sparse.len(), dense.map_or(sparse.len(), Buffer::len));
+        assert_eq!(sizes, (tokens * self.k, tokens * self.k), "inputs of another shape");
+        let pending = match self.pending.take() {
+            Some(pending) if pending.inputs == T::INPUTS => pending,
+            others => {
+                if let Some(others) = others {
+                    self.multiply(device, &others)?;
+                }
+                let pieces = |count| Buffer::new(device, count * self.capacity * self.stride());
+                let (x, dx) = T::INPUTS.pieces();
+                let dx = if self.drift.is_some() { dx } else { 0 };
+                Pending { inputs: T::INPUTS, tokens: Cell::new(0), x: pieces(x)?, dx: pieces(dx)? }
+            }
+        };
+        let mut first = 0;
+        while first < tokens {
+            let end = tokens.min(first + self.capacity - pending.tokens.get());
+            self.split(device, &pending, dense, sparse, first..end)?;
+            if pending.tokens.get() == self.capacity {
+                self.multiply(device, &pending)?;
+            }
+            first = end;
+        }
+        self.pending = Some(pending);
+        Ok(())
+    }
+
+    /// Appends the pieces of some tokens of the inputs, and adds their dX to diag(dX dX^T).
+    fn split<T: Entry>(
+        &self,
+        device: &D,
+        pending: &Pending<D>,
+        dense: Option<&Buffer<T, D>>,
+        sparse: &Buffer<T, D>,
+        tokens: Range<usize>,
+    ) -> Result<(), DeviceError> {
+        let (k, first) = (self.k, pending.tokens.get());
+        let after = first + tokens.len();
+        let chunks = (after.next_multiple_of(CHUNK) - first).div_ceil(CHUNK);
+        let squares = Buffer::<f32, D>::new(device, if dense.is_some() { chunks * k } else { 0 })?;
+        let at = |x: &Buffer<T, D>| Argument::Address(x.address(device, tokens.start * k));
+        let arguments = vec![
+            dense.map_or(Argument::Address(0), at), // no dX
+            at(sparse),
+            pending.x.argument(device),
+            pending.dx.argument(device),
+            squares.argument(device),
+            number(tokens.len()).into(),
+            number(k).into(),
+            number(self.stride()).into(),
+            number(self.capacity).into(),
+            number(first).into(),
+        ];
+        if k > 0 {
+            let kernel = format!("split_{}", T::INPUTS.suffix());
+            let grid = (number(self.stride() / 32), number(chunks));
+            device.launch(&Launch { file: &STATISTICS, kernel: &kernel, grid, block: THREADS, arguments })?;
+        }
+        if let (Some(_), Some((_, dxdxt))) = (dense, &self.drift) {
+            let mut arguments =
+                vec![squares.argument(device), dxdxt.high.argument(device), dxdxt.low.argument(device)];
+            arguments.extend([number(chunks), number(k)].map(Argument::from));
+            launch(device, &STATISTICS, "add_squares", k, 1, arguments)?;
+        }
+        pending.tokens.set(after);
+        Ok(())
+    }
+
+    /// Adds what is pending to H and dX X^T.
+    fn multiply(&self, device: &D, pending: &Pending<D>) -> Result<(), DeviceError> {
+        const EIGHT: usize = 8; // numbers that move together
+        let tokens = pending.tokens.replace(0);
+        let tiles = number(self.stride() / TILE);
+        if tokens == 0 || tiles == 0 {
+            return Ok(());
+        }
+        let multiply = |product: &str, a: &Buffer<u16, D>, sum: &Sum<D>| {
+            let kernel = format!("{product}_{}", pending.inputs.suffix());
+            let mut arguments = vec![
+                a.argument(device),
+                pending.x.argument(device),
+                sum.high.argument(device),
+                sum.low.argument(device),
+            ];
+            let row = self.stride() / EIGHT;
+            let slabs = tokens.div_ceil(pending.inputs.slab());
+            arguments.extend([self.k, row, self.capacity * row, slabs].map(|x| Argument::U32(number(x))));
+            let grid = (tiles, tiles);
+            device.launch(&Launch { file: &STATISTICS, kernel: &kernel, grid, block: THREADS, arguments })
+        };
+        multiply("hessian", &pending.x, &self.hessian)?;
+        match &self.drift {
+            Some((dxxt, _)) => multiply("drift", &pending.dx, dxxt),
+            None => Ok(()),
+        }
+    }
+
+    /// Numbers from one row of pieces to the next.
+    fn stride(&self) -> usize {
+        self.k.next_multiple_of(TILE)
+    }
+}
+
+/// A copy on the device, row-major, of another type.
+fn upload<T: Plain, D: Device>(
+    device: &D,
+    x: ArrayView2<f32>,
+    narrow: fn(f32) -> T,
+) -> Result<Buffer<T, D>, DeviceError> {
+    Buffer::from_host(device, &x.iter().map(|&x| narrow(x)).collect::<Vec<_>>())
 }

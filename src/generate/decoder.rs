@@ -112,6 +112,13 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
     ) -> Result<Self, CheckpointError> {
         let config = &checkpoint.config;
         observer.begin(config.num_hidden_layers as u64 + 1);
+        // First what is largest as it is read, while memory is empty.
+        let weight = checkpoint.head::<f32>()?.weight;
+        let (head, held_head) =
+            store(checkpoint, &checkpoint.lm_head_tensor(), &weight, Some(FormatKind::Dense))?;
+        drop(weight);
+        checkpoint.drop_pages();
+        observer.advance();
         let (mut layers, mut held) = (Vec::new(), Vec::new());
         for number in 0..config.num_hidden_layers {
             let store = |&linear: &Linear| -> Result<(P::Weight, Held), CheckpointError> {
@@ -126,11 +133,6 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
             checkpoint.drop_pages();
             observer.advance();
         }
-        let weight = checkpoint.head::<f32>()?.weight;
-        let (head, held_head) =
-            store(checkpoint, &checkpoint.lm_head_tensor(), &weight, Some(FormatKind::Dense))?;
-        checkpoint.drop_pages();
-        observer.advance();
         Ok(Decoder {
             checkpoint,
             activations,

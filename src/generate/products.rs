@@ -1,6 +1,6 @@
 //! What multiplies in a decoder: the one part that another device replaces.
 
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
 use super::weight::Weight;
 use crate::linalg::{Scalar, matmul};
@@ -62,7 +62,7 @@ pub trait Products<T: Scalar>: Sync {
     fn multiply(&self, weights: &[Self::Weight], keep: &[Keep], x: ArrayView2<T>) -> Vec<Product<T>>;
 }
 
-/// The reference's product for one token. Several tokens share a decompressed copy of each weight.
+/// The reference's product for a few tokens. More share a decompressed copy of each weight.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
@@ -78,7 +78,7 @@ impl<T: Scalar> Products<T> for Reference {
     }
 }
 
-/// The [fast product](crate::spmspv) for one token; several as with [`Reference`].
+/// The [fast product](crate::spmspv) for a few tokens; more as with [`Reference`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fast;
 
@@ -94,20 +94,30 @@ impl Products<f32> for Fast {
     }
 }
 
-/// One token by `product`, several by a decompressed weight.
+/// Tokens that are faster one by one from the compressed weight than together from a decompressed one.
+const ONE_BY_ONE: usize = 4;
+
+/// A few tokens by `product`, more by a decompressed weight.
 fn on_the_host<T: Scalar>(
     weights: &[Weight],
     keep: &[Keep],
     x: ArrayView2<T>,
     product: impl Fn(&Weight, &Selected<T>) -> Array1<T>,
 ) -> Vec<Product<T>> {
-    if x.nrows() == 1 {
-        let x = x.row(0).to_vec();
-        let select = |keep: Keep| keep.select(&x);
-        return each(weights, keep, select, |weight, selected| Product {
-            output: product(weight, selected).insert_axis(Axis(0)),
-            kept: selected.len(),
-            bytes: weight.bytes_read(selected.indices()),
+    if x.nrows() <= ONE_BY_ONE {
+        let select = |keep: Keep| -> Vec<Selected<T>> {
+            x.outer_iter().map(|token| keep.select(&token.to_vec())).collect()
+        };
+        return each(weights, keep, select, |weight, tokens| {
+            let mut output = Array2::zeros((tokens.len(), weight.dim().0));
+            for (selected, mut y) in tokens.iter().zip(output.outer_iter_mut()) {
+                y.assign(&product(weight, selected));
+            }
+            Product {
+                output,
+                kept: tokens.iter().map(Selected::len).sum(),
+                bytes: tokens.iter().map(|selected| weight.bytes_read(selected.indices())).sum(),
+            }
         });
     }
     let prune = |keep: Keep| {

@@ -152,7 +152,8 @@ impl Weight {
 
 fn decompress<T: Scalar, V: Value, F: Format<V> + Sync>(columns: &F) -> Array2<T> {
     let mut weight = Array2::zeros(columns.dim().f());
-    weight.axis_iter_mut(Axis(1)).into_par_iter().enumerate().for_each(|(j, mut column)| {
+    weight.axis_iter_mut(Axis(1)).into_par_iter().enumerate().for_each(|(j, column)| {
+        let column = column.into_slice().expect("columns are contiguous");
         columns.column(j).for_each(|(i, w)| column[i] = T::of(w.to_f64()));
     });
     weight

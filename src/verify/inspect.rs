@@ -13,7 +13,7 @@ use crate::linalg::Scalar;
 use crate::reference::activation::prune_activations;
 use crate::reference::prune::in_processing_order;
 use crate::reference::score::residual_projection;
-use crate::reference::{Drift, PruneConfig, PruneError, Statistics};
+use crate::reference::{PruneConfig, PruneError, Statistics};
 
 /// What [`Backend::prepare`] made, on the host, in processing order.
 #[derive(Clone, Debug)]
@@ -118,15 +118,7 @@ impl<D: Device> Inspect<f32> for Cuda<D> {
     }
 
     fn read_statistics(&self, statistics: &Self::Statistics) -> Result<Statistics<f32>, PruneError> {
-        let found = statistics.get()?;
-        let square = |a: &Buffer<f32, D>| a.to_host(&self.device).map(|a| to_matrix(a, (found.k, found.k)));
-        let drift = match &found.drift {
-            Some(drift) => {
-                Some(Drift { dxxt: square(&drift.dxxt)?, dxdxt: drift.dxdxt.to_host(&self.device)?.into() })
-            }
-            None => None,
-        };
-        Ok(Statistics { sequences: found.sequences, hessian: square(&found.hessian)?, drift })
+        Ok(statistics.get()?.to_host(&self.device)?)
     }
 
     fn read_prepared(
@@ -138,9 +130,9 @@ impl<D: Device> Inspect<f32> for Cuda<D> {
         let k = prepared.order.len();
         let square = |a: &Buffer<f32, D>| a.to_host(&self.device).map(|a| to_matrix(a, (k, k)));
         let scale = config.hessian_scale as f32;
-        let q = match &statistics.get()?.drift {
+        let q = match statistics.get()?.drift(&self.device)? {
             Some(drift) => {
-                Some(square(&projection(&self.device, drift, &prepared.order, scale, &prepared.lt)?.q)?)
+                Some(square(&projection(&self.device, &drift, &prepared.order, scale, &prepared.lt)?.q)?)
             }
             None => None,
         };

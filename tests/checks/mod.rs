@@ -11,7 +11,7 @@ use duogpt::cuda::device::{Buffer, Device};
 use duogpt::cuda::mask::{mask, mask_counting};
 use duogpt::cuda::panel::{Factors, Groups, Layer, Panel, Version, panel};
 use duogpt::cuda::score::{Columns, score};
-use duogpt::cuda::statistics::Statistics as DeviceStatistics;
+use duogpt::cuda::statistics::{Inputs, Statistics as DeviceStatistics, Version as StatisticsVersion};
 use duogpt::linalg::Scalar;
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::score::{Coefficients, Correction};
@@ -20,7 +20,8 @@ use duogpt::reference::{
     Threshold,
 };
 use duogpt::verify::inspect::Inspect;
-use ndarray::{Array1, Array2, ArrayView2, s};
+use half::{bf16, f16};
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -287,27 +288,123 @@ pub fn panel_agrees<D: Device>(
     Ok(())
 }
 
-// Statistics: exact on small integers.
+// Statistics: exact on small integers, and on random numbers as close to f64 as the CPU in f32.
+
+pub const INPUTS: [Inputs; 3] = [Inputs::Bf16, Inputs::F16, Inputs::F32];
+
+/// Rounds to the type.
+pub fn rounded(x: Array2<f32>, inputs: Inputs) -> Array2<f32> {
+    match inputs {
+        Inputs::Bf16 => x.mapv(|x| bf16::from_f32(x).to_f32()),
+        Inputs::F16 => x.mapv(|x| f16::from_f32(x).to_f32()),
+        Inputs::F32 => x,
+    }
+}
+
+/// Dense and sparse input of small integers but for the first token, whose X^ or dX takes more than one piece. All sums
+/// are exact in f32.
+fn exact_inputs(seed: u64, (tokens, k): (usize, usize), inputs: Inputs) -> (Array2<f32>, Array2<f32>) {
+    let (mut dense, mut sparse) = (integers(seed, tokens, k), integers(seed + 2, tokens, k));
+    let (first_dense, first_sparse) = match inputs {
+        Inputs::Bf16 => (256.0, 0.5),
+        Inputs::F16 => (0.125, 257.0),
+        Inputs::F32 => (0.0, 2049.0),
+    };
+    dense.row_mut(0).fill(first_dense);
+    sparse.row_mut(0).fill(first_sparse);
+    assert_eq!(Inputs::of(&[dense.view(), sparse.view()]), inputs);
+    (dense, sparse)
+}
 
 pub fn statistics_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
     for (i, &k) in sizes.iter().enumerate() {
         let tokens = sizes[(i + 4) % sizes.len()];
-        let mut expected = Statistics::new(k, true);
-        let mut found = DeviceStatistics::new(device, k, true).map_err(failed)?;
-        // Two sequences: halves of integers are exact too.
-        for seed in [1, 2] {
-            let (dense, sparse) = (integers(seed, tokens, k), integers(seed + 2, tokens, k));
-            expected.update(dense.view(), sparse.view());
-            found.update(device, dense.view(), sparse.view()).map_err(failed)?;
+        for (inputs, version) in INPUTS.into_iter().flat_map(|inputs| {
+            [StatisticsVersion::Plain, StatisticsVersion::TensorCores].map(|version| (inputs, version))
+        }) {
+            let mut expected = Statistics::new(k, true);
+            // So few tokens wait that sequences are cut.
+            let mut found = DeviceStatistics::of_version(device, k, true, version, 64).map_err(failed)?;
+            // Two sequences: halves of integers are exact too.
+            for seed in [1, 2] {
+                let (dense, sparse) = exact_inputs(seed, (tokens, k), inputs);
+                expected.update(dense.view(), sparse.view());
+                found.update(device, dense.view(), sparse.view()).map_err(failed)?;
+            }
+            let what = |what| format!("{what}, {inputs:?}, {version:?}, k = {k}, {tokens} tokens");
+            let found = found.to_host(device).map_err(failed)?;
+            same(&what("H"), &flat(&found.hessian), &flat(&expected.hessian))?;
+            let (found, expected) = (found.drift.unwrap(), expected.drift.unwrap());
+            same(&what("dX X^T"), &flat(&found.dxxt), &flat(&expected.dxxt))?;
+            same(&what("diag(dX dX^T)"), &found.dxdxt.to_vec(), &expected.dxdxt.to_vec())?;
         }
-        let what = |what| format!("{what}, k = {k}, {tokens} tokens");
-        let host = |buffer: &Buffer<f32, D>| buffer.to_host(device).map_err(failed);
-        same(&what("H"), &host(&found.hessian)?, &flat(&expected.hessian))?;
-        let (found, expected) = (found.drift.unwrap(), expected.drift.unwrap());
-        same(&what("dX X^T"), &host(&found.dxxt)?, &flat(&expected.dxxt))?;
-        same(&what("diag(dX dX^T)"), &host(&found.dxdxt)?, &expected.dxdxt.to_vec())?;
     }
     Ok(())
+}
+
+/// Statistics of three sequences of random numbers, of which half are pruned: within twice the error of the CPU in f32,
+/// plus 4 eps.
+pub fn statistics_are_accurate<D: Device>(device: &D, shapes: &[(usize, usize)]) -> Outcome {
+    for &(tokens, k) in shapes {
+        for inputs in INPUTS {
+            let version = StatisticsVersion::TensorCores;
+            let mut found = DeviceStatistics::of_version(device, k, true, version, 64).map_err(failed)?;
+            let (mut single, mut exact) = (Statistics::<f32>::new(k, true), Statistics::<f64>::new(k, true));
+            for seed in [1, 2, 3] {
+                let dense = rounded(random(seed, tokens, k), inputs);
+                let mut sparse = rounded(&dense * 0.9 + &(random(seed + 5, tokens, k) * 0.1), inputs);
+                prune_activations(sparse.view_mut(), 0.5);
+                let wide = |x: &Array2<f32>| x.mapv(f64::from);
+                exact.update(wide(&dense).view(), wide(&sparse).view());
+                single.update(dense.view(), sparse.view());
+                found.update(device, dense.view(), sparse.view()).map_err(failed)?;
+            }
+            let found = errors(&found.to_host(device).map_err(failed)?, &exact);
+            for ((what, here), (_, cpu)) in found.into_iter().zip(errors(&single, &exact)) {
+                let budget = 2.0 * cpu + 4.0 * f64::from(f32::EPSILON);
+                if here > budget {
+                    return Err(format!(
+                        "{what}, {inputs:?}, k = {k}, {tokens} tokens: error {here:.2e} of {budget:.2e}"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Errors of H, dX X^T and diag(dX dX^T).
+fn errors(found: &Statistics<f32>, exact: &Statistics<f64>) -> [(&'static str, f64); 3] {
+    let (drift, exact_drift) = (found.drift.as_ref().unwrap(), exact.drift.as_ref().unwrap());
+    let (squares, exact_squares) = (drift.dxdxt.clone(), exact_drift.dxdxt.clone());
+    [
+        ("H", error(&found.hessian, &exact.hessian)),
+        ("dX X^T", error(&drift.dxxt, &exact_drift.dxxt)),
+        ("diag(dX dX^T)", error(&squares.insert_axis(Axis(0)), &exact_squares.insert_axis(Axis(0)))),
+    ]
+}
+
+/// One large token, then many small ones of which a float would lose every single one: 2^24 + 1 is none.
+pub fn small_sums_are_kept<D: Device>(device: &D) -> Outcome {
+    let version = StatisticsVersion::TensorCores;
+    let mut found = DeviceStatistics::of_version(device, 2, true, version, 32).map_err(failed)?;
+    let mut exact = 0.0f64;
+    for sequence in 0..64 {
+        // As many tokens as are multiplied at once.
+        let sparse = Array2::from_shape_fn((32, 2), |(t, _)| match (t, sequence) {
+            (0, 0) => 4096.0,
+            (0, _) => 1.0,
+            _ => 0.0,
+        });
+        exact += f64::from(sparse[(0, 0)]).powi(2);
+        found.update(device, Array2::zeros((32, 2)).view(), sparse.view()).map_err(failed)?;
+    }
+    let mean = (exact / 64.0) as f32;
+    let found = found.to_host(device).map_err(failed)?;
+    same("H", &flat(&found.hessian), &[mean; 4])?;
+    let drift = found.drift.unwrap();
+    same("dX X^T", &flat(&drift.dxxt), &[-mean; 4])?;
+    same("diag(dX dX^T)", &drift.dxdxt.to_vec(), &[mean; 2])
 }
 
 // A whole layer.
@@ -319,6 +416,8 @@ pub struct Case {
     pub drift: bool,
     /// Channels that no token uses.
     pub dead: &'static [usize],
+    /// What the activations are rounded to.
+    pub inputs: Inputs,
 }
 
 /// Dense and sparse inputs of two sequences.
@@ -327,8 +426,9 @@ fn inputs(case: &Case) -> Vec<(Array2<f32>, Array2<f32>)> {
     let scale = Array1::from_shape_fn(case.k, |j| 10f32.powf(-((j * 7 % case.k) as f32) / case.k as f32));
     (1..3)
         .map(|seed| {
-            let dense = random(seed, tokens, case.k) * &scale;
-            let mut sparse = &dense + &(random(seed + 100, tokens, case.k) * &scale * 0.1);
+            let dense = rounded(random(seed, tokens, case.k) * &scale, case.inputs);
+            let noise = random(seed + 100, tokens, case.k) * &scale * 0.1;
+            let mut sparse = rounded(&dense + &noise, case.inputs);
             prune_activations(sparse.view_mut(), 0.5);
             for &column in case.dead {
                 sparse.column_mut(column).fill(0.0);
@@ -361,7 +461,7 @@ pub fn run<T: Scalar, B: Backend<T>>(
 }
 
 /// max |found - expected| / max |expected|
-fn error<T: Scalar>(found: &Array2<T>, expected: &Array2<f64>) -> f64 {
+pub fn error<T: Scalar>(found: &Array2<T>, expected: &Array2<f64>) -> f64 {
     let largest = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
     assert!(largest > 0.0, "nothing to compare with");
     let difference = found.iter().zip(expected).map(|(a, b)| (a.widen() - b).abs());
@@ -423,7 +523,7 @@ pub fn layer_agrees<T: Scalar, B: Inspect<T>>(backend: &B, case: &Case) -> Outco
 pub fn cases() -> Vec<Case> {
     let natural = PruneConfig::default();
     let sorted = PruneConfig { block_size: 32, ..PruneConfig::upstream(Sparsity::Unstructured(0.5)) };
-    let case = |n, k, config| Case { n, k, config, drift: true, dead: &[] };
+    let case = |n, k, config| Case { n, k, config, drift: true, dead: &[], inputs: Inputs::F32 };
     vec![
         case(9, 129, natural),
         case(
@@ -436,7 +536,8 @@ pub fn cases() -> Vec<Case> {
                 ..natural
             },
         ),
-        Case { dead: &[0, 31, 32, 76], ..case(12, 77, sorted) },
+        Case { dead: &[0, 31, 32, 76], inputs: Inputs::Bf16, ..case(12, 77, sorted) },
+        Case { inputs: Inputs::F16, ..case(7, 130, natural) },
         case(8, 96, PruneConfig { column_order: ColumnOrder::Interleaved { run: 8 }, ..sorted }),
         case(8, 70, PruneConfig { column_order: ColumnOrder::HessianDrift, hessian_scale: 2.0, ..sorted }),
         case(

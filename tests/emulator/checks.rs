@@ -3,6 +3,9 @@
 use duogpt::cuda::KernelFile;
 use duogpt::cuda::device::{Argument, Buffer, Device, DeviceError, Launch};
 
+use half::bf16;
+use ndarray::Array2;
+
 use crate::emulator::Emulator;
 
 static PLANTED: KernelFile = KernelFile {
@@ -114,12 +117,63 @@ extern "C" __global__ void last_block_sums(u32 *x, u32 without) {
     for (u32 b = 0; b < gridDim.x; b++) sum += x[1 + b];
     x[7] = sum;
 }
+typedef Eight Rows[32];
+extern "C" __global__ void copies(u32 *x, u32 fault) {
+    SHARED(Rows, rows);
+    u32 t = threadIdx.x, neighbour = (t + 1) % 32, before = 0;
+    if (fault == 3) {
+        rows[t].pairs[0] = t;
+        __syncthreads();
+        before = rows[neighbour].pairs[0];
+    }
+    copy_async(&rows[t], (const Eight *)x + t);
+    copy_commit();
+    copy_commit();
+    if (fault == 1) copy_wait<2>();
+    else copy_wait<1>();
+    if (fault != 2) __syncthreads();
+    x[128 + t] = rows[neighbour].pairs[0] + before;
+}
+extern "C" __global__ void matrices(u32 *x) {
+    SHARED(Rows, rows);
+    for (u32 i = 0; i < 4; i++) rows[threadIdx.x].pairs[i] = x[4 * threadIdx.x + i];
+    __syncthreads();
+    u32 out[4];
+    load_matrices(out, &rows[threadIdx.x]);
+    for (u32 i = 0; i < 4; i++) x[128 + 4 * threadIdx.x + i] = out[i];
+}
+extern "C" __global__ void product(u32 *x) {
+    const u16 *a = (const u16 *)x, *b = a + 256; // 16 x 16 and 16 x 8, row-major; then C, 16 x 8
+    float *c = (float *)(x + 192);
+    u32 g = threadIdx.x / 4, t = threadIdx.x % 4 * 2;
+    auto pair = [](u32 low, u32 high) { return low | high << 16; };
+    u32 rows[4], columns[2];
+    for (u32 i = 0; i < 4; i++) {
+        const u16 *at = a + (g + i % 2 * 8) * 16 + t + i / 2 * 8;
+        rows[i] = pair(at[0], at[1]);
+    }
+    for (u32 i = 0; i < 2; i++) columns[i] = pair(b[(t + 8 * i) * 8 + g], b[(t + 8 * i + 1) * 8 + g]);
+    float sums[4];
+    for (u32 i = 0; i < 4; i++) sums[i] = c[(g + i / 2 * 8) * 8 + t + i % 2];
+    multiply_bf16(sums, rows, columns[0], columns[1]);
+    for (u32 i = 0; i < 4; i++) c[(g + i / 2 * 8) * 8 + t + i % 2] = sums[i];
+}
 "#,
 };
 
 fn run(kernel: &str, blocks: u32, threads: u32, len: usize, extra: Option<u32>) -> Result<Vec<u32>, String> {
+    run_on(&vec![0; len], kernel, blocks, threads, extra)
+}
+
+fn run_on(
+    x: &[u32],
+    kernel: &str,
+    blocks: u32,
+    threads: u32,
+    extra: Option<u32>,
+) -> Result<Vec<u32>, String> {
     let device = Emulator::new(7);
-    let x = Buffer::<u32, _>::zeros(&device, len).unwrap();
+    let x = Buffer::from_host(&device, x).unwrap();
     let mut arguments = vec![x.argument(&device)];
     arguments.extend(extra.map(Argument::U32));
     match device.launch(&Launch { file: &PLANTED, kernel, grid: (blocks, 1), block: threads, arguments }) {
@@ -275,4 +329,68 @@ fn library_calls_stay_inside_their_operands() {
     gemm(&device, (3, 3, 4), 1.0, rows(&a, 4), rows(&a, 4).t(), 0.0, rows(&c, 3)).unwrap();
     gemm(&device, (3, 3, 4), 1.0, rows(&a, 4), rows(&a, 4).t(), 0.0, rows(&c, 4)).unwrap_err();
     gemm(&device, (4, 3, 4), 1.0, rows(&a, 4), rows(&a, 4).t(), 0.0, rows(&c, 3)).unwrap_err();
+}
+
+#[test]
+fn asynchronous_copies_land_at_their_wait() {
+    let x: Vec<u32> = (0..160).collect();
+    let found = run_on(&x, "copies", 1, 32, Some(0)).unwrap();
+    let expected: Vec<u32> = (0..32).map(|t| (t + 1) % 32 * 4).collect();
+    assert_eq!(found[128..], expected);
+    let copied = |fault| run_on(&x, "copies", 1, 32, Some(fault));
+    refused(copied(1), &["reads shared `rows`", "copies without having waited", "planted.cu:"]);
+    refused(copied(2), &["`rows`", "planted.cu:"]);
+    refused(copied(3), &["race: copies to shared `rows`", "read with no barrier between", "planted.cu:"]);
+}
+
+#[test]
+fn matrices_are_loaded_transposed() {
+    // Number c of row r is 8 r + c, so pair i of thread t holds 8 t + 2 i and the next.
+    let mut x: Vec<u32> = (0..128).map(|i| (2 * i) | ((2 * i + 1) << 16)).collect();
+    x.resize(256, 0);
+    let found = run_on(&x, "matrices", 1, 32, None).unwrap();
+    for lane in 0..32 {
+        for matrix in 0..4 {
+            let number = |row: u32, column: u32| 8 * (8 * matrix + row) + column;
+            let (row, column) = (lane % 4 * 2, lane / 4);
+            let expected = number(row, column) | number(row + 1, column) << 16;
+            assert_eq!(found[128 + (4 * lane + matrix) as usize], expected, "lane {lane}, matrix {matrix}");
+        }
+    }
+}
+
+/// A (16 x 16), B (16 x 8) and C (16 x 8) through one step of a tensor core.
+fn product(a: &Array2<f32>, b: &Array2<f32>, c: &Array2<f32>) -> Array2<f32> {
+    let half: Vec<u16> = a.iter().chain(b).map(|&x| bf16::from_f32(x).to_bits()).collect();
+    let mut x: Vec<u32> =
+        half.chunks(2).map(|pair| u32::from(pair[0]) | (u32::from(pair[1]) << 16)).collect();
+    x.extend(c.iter().map(|x| x.to_bits()));
+    let found = run_on(&x, "product", 1, 32, None).unwrap();
+    Array2::from_shape_vec((16, 8), found[192..].iter().map(|&x| f32::from_bits(x)).collect()).unwrap()
+}
+
+#[test]
+fn tensor_cores_multiply() {
+    let integer = |i: usize, j: usize| ((i * 7 + j * 5) % 11) as f32 - 5.0;
+    let a = Array2::from_shape_fn((16, 16), |(i, j)| integer(i, j));
+    let b = Array2::from_shape_fn((16, 8), |(i, j)| integer(3 * i, j + 1));
+    let c = Array2::from_shape_fn((16, 8), |(i, j)| integer(i, 2 * j));
+    assert_eq!(product(&a, &b, &c), a.dot(&b) + &c);
+}
+
+#[test]
+fn tensor_cores_cut_where_they_add() {
+    // Of 1 + 16 2^-26 nothing is left of any of the small terms, and of 1 + 2^-24 + 2^-24 each half a unit is kept.
+    let sum = |first: f32, others: f32| {
+        let a = Array2::from_shape_fn((16, 16), |(_, j)| if j < 2 { first } else { others });
+        product(&a, &Array2::from_elem((16, 8), 2f32.powi(-12)), &Array2::ones((16, 8)))[(5, 5)]
+    };
+    assert_eq!(sum(2f32.powi(-14), 2f32.powi(-14)), 1.0);
+    assert_eq!(sum(2f32.powi(-12), 0.0), 1.0 + 2f32.powi(-23));
+    // To nearest, this would be 1 + 2^-22.
+    assert_eq!(sum(1.75 * 2f32.powi(-12), 0.0), 1.0 + 2f32.powi(-23));
+    let mut infinite = Array2::zeros((16, 16));
+    infinite[(0, 0)] = f32::INFINITY;
+    let found = product(&infinite, &Array2::ones((16, 8)), &Array2::ones((16, 8)));
+    assert_eq!((found[(0, 0)], found[(1, 0)]), (f32::INFINITY, 1.0));
 }

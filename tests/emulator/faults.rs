@@ -5,7 +5,8 @@ use half::bf16;
 
 use crate::checks::spmspv::{Case, products_agree, selections_agree};
 use crate::checks::{
-    activations_f32, cases, layer_agrees, masks_agree, panels_agree, scores_agree, statistics_agree,
+    activations_f32, cases, layer_agrees, masks_agree, panels_agree, scores_agree, small_sums_are_kept,
+    statistics_agree, statistics_are_accurate,
 };
 use crate::emulator::Emulator;
 
@@ -16,7 +17,9 @@ fn check(name: &str, device: Emulator) -> Result<(), String> {
         "score" => scores_agree(&device, &[33, 129]),
         "mask" => masks_agree(&device, &[33, 129]),
         "panel" => panels_agree(&device, &[33, 66]),
-        "statistics" => statistics_agree(&device, &[33, 300]),
+        "statistics" => statistics_agree(&device, &[33, 130])
+            .and_then(|()| statistics_are_accurate(&device, &[(1, 33)]))
+            .and_then(|()| small_sums_are_kept(&device)),
         "select" => selections_agree::<bf16, _>(&device, &[33, 1100]),
         "spmspv" => {
             let case = |n, k| Case { n, k, weight_sparsity: 0.5, sparsity: 0.3 };
@@ -32,7 +35,7 @@ fn check(name: &str, device: Emulator) -> Result<(), String> {
 }
 
 /// File, what stands there, what stands there instead, the check that must find it.
-const FAULTS: [(&str, &str, &str, &str); 53] = [
+const FAULTS: [(&str, &str, &str, &str); 69] = [
     // Barriers and shuffles.
     ("common.cuh", "histogram[i] = 0;\n        __syncthreads();", "histogram[i] = 0;", "activation"),
     (
@@ -94,7 +97,12 @@ const FAULTS: [(&str, &str, &str, &str); 53] = [
     ("score.cu", "if (i >= (u64)n * width) return;", "if (i + 1 >= (u64)n * width) return;", "score"),
     ("panel.cu", "if (real && c < width) {", "if (c < width) {", "panel"),
     ("panel.cu", "bool inside = real && c < width;", "bool inside = c < width;", "panel"),
-    ("statistics.cu", "if (j >= k) return;", "if (j > k) return;", "statistics"),
+    (
+        "statistics.cu",
+        "if (j >= k) return;\n    float sum",
+        "if (j > k) return;\n    float sum",
+        "statistics",
+    ),
     ("mask.cu", "u32 run = (n + 255) / 256", "u32 run = n / 256", "mask"),
     // Strides and indices.
     ("score.cu", "i / width * stride + column", "i / width * width + column", "score"),
@@ -145,6 +153,48 @@ const FAULTS: [(&str, &str, &str, &str); 53] = [
     ("factor.cu", "if (j <= p) row[j] = 0.0f;", "if (j < p) row[j] = 0.0f;", "layer"),
     ("statistics.cu", "sum += x * x;", "sum += x;", "statistics"),
     ("statistics.cu", "dense[i] - sparse[i]", "sparse[i] - dense[i]", "statistics"),
+    // Asynchronous copies and tensor cores.
+    ("statistics.cu", "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();", "statistics"),
+    ("statistics.cu", "        copy_commit();\n\n        u32 columns", "\n        u32 columns", "statistics"),
+    ("statistics.cu", "__syncthreads(); // this slab", "// this slab", "statistics"),
+    (
+        "statistics.cu",
+        "sums[threadIdx.x] = sum;\n    __syncthreads();",
+        "sums[threadIdx.x] = sum;",
+        "statistics",
+    ),
+    (
+        "statistics.cu",
+        "left / 8 + 2 * pair, lane / 8 % 2, lane / 16",
+        "left / 8 + 2 * pair, lane / 16, lane / 8 % 2",
+        "statistics",
+    ),
+    (
+        "statistics.cu",
+        "column[n % 2 * 2], column[n % 2 * 2 + 1]",
+        "column[n % 2 * 2 + 1], column[n % 2 * 2]",
+        "statistics",
+    ),
+    (
+        "statistics.cu",
+        "operand * OPERAND + t * GROUPS + (group ^ t % 8)",
+        "operand * OPERAND + t * GROUPS + group",
+        "statistics",
+    ),
+    ("statistics.cu", "stages + slab % STAGES * STAGE + operand", "stages + operand", "statistics"),
+    ("statistics.cu", "x = (x - widen(part)) + rest;", "x = rest;", "statistics"),
+    ("statistics.cu", "if (q >= Q) continue;", "if (q >= Q || p + q > 1) continue;", "statistics"),
+    ("statistics.cu", "total[m][n][i] += sum[n][i];", "total[m][n][i] = sum[n][i];", "statistics"),
+    ("statistics.cu", "+ (x - added) + *low;", "+ (x - added);", "statistics"),
+    (
+        "statistics.cu",
+        "u32 end = (first + tokens + CHUNK - 1) / CHUNK * CHUNK;",
+        "u32 end = first + tokens;",
+        "statistics",
+    ),
+    ("statistics.cu", "bool real = t < tokens && j < k;", "bool real = t <= tokens && j < k;", "statistics"),
+    ("statistics.cu", "if (row < k && column < k)", "if (row < k && column <= k)", "statistics"),
+    ("statistics.cu", "blockIdx.x > blockIdx.y", "blockIdx.x >= blockIdx.y", "statistics"),
 ];
 
 #[test]
@@ -163,7 +213,7 @@ fn every_planted_fault_is_found() {
 }
 
 /// Every result of every kernel, replaced by zeros.
-const ZEROED: [(&str, &str, &str, &str); 18] = [
+const ZEROED: [(&str, &str, &str, &str); 22] = [
     (
         "activation.cu",
         "out[j] = keep ? x[j] : Magnitude<T>::zero();",
@@ -185,7 +235,16 @@ const ZEROED: [(&str, &str, &str, &str); 18] = [
         "layer",
     ),
     ("factor.cu", "scale[p] = 1.0f / (l * l) + alpha * (a[p] - b + 2.0f * c);", "scale[p] = 0.0f;", "layer"),
-    ("statistics.cu", "squares[j] = keep * squares[j] + add * sum;", "squares[j] = 0.0f;", "statistics"),
+    ("statistics.cu", "squares[j] += sum;", "squares[j] = 0.0f;", "statistics"),
+    ("statistics.cu", "to[p * piece] = part.bits;", "to[p * piece] = 0;", "statistics"),
+    (
+        "statistics.cu",
+        "squares[(u64)blockIdx.y * k + j] = sum;",
+        "squares[(u64)blockIdx.y * k + j] = 0;",
+        "statistics",
+    ),
+    ("statistics.cu", "*high = sum + error;", "*high = 0.0f;", "statistics"),
+    ("statistics.cu", "out[i] = (high[at] + low[at]) / count;", "out[i] = 0.0f;", "statistics"),
     ("select.cu", "h[j] = nearest<T>(scaled * widen(g[j]));", "h[j] = Magnitude<T>::zero();", "select"),
     ("select.cu", "columns[place] = j;", "columns[place] = 0;", "select"),
     ("select.cu", "values[place] = widen(h[j]);", "values[place] = 0.0f;", "select"),

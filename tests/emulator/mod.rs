@@ -72,13 +72,24 @@ impl Emulator {
     /// # Panics
     /// When the text is not there exactly once.
     pub fn with_fault(seed: u64, file: &'static str, from: &str, to: &str) -> Self {
-        let mut sources = duogpt::cuda::KERNEL_FILES.iter().map(|f| (f.name, f.source));
-        let source = match file {
-            "common.cuh" => COMMON,
-            _ => sources.find(|(name, _)| *name == file).expect("a kernel file").1,
+        Self::with_faults(seed, &[(file, from, to)])
+    }
+
+    /// The same with several places changed.
+    ///
+    /// # Panics
+    /// As [`with_fault`](Self::with_fault).
+    pub fn with_faults(seed: u64, faults: &[(&'static str, &str, &str)]) -> Self {
+        let edit = |&(file, from, to): &(&'static str, &str, &str)| {
+            let mut sources = duogpt::cuda::KERNEL_FILES.iter().map(|f| (f.name, f.source));
+            let source = match file {
+                "common.cuh" => COMMON,
+                _ => sources.find(|(name, _)| *name == file).expect("a kernel file").1,
+            };
+            assert_eq!(source.matches(from).count(), 1, "`{from}` is not in {file} exactly once");
+            (file, from.into(), to.into())
         };
-        assert_eq!(source.matches(from).count(), 1, "`{from}` is not in {file} exactly once");
-        Emulator { edits: vec![(file, from.into(), to.into())], ..Self::new(seed) }
+        Emulator { edits: faults.iter().map(edit).collect(), ..Self::new(seed) }
     }
 
     /// Another device with the same faults.
@@ -414,6 +425,7 @@ fn build(name: &str, text: &str, directory: &Path) -> Result<(), DeviceError> {
         if output.status.success() { Ok(()) } else { Err(failed(log)) }
     };
     run(&WATCHED, &["-c", "-o", "kernel.o", "kernel.cpp"])?;
-    run(&["-O2"], &["-c", "-o", "runtime.o", "runtime.cpp"])?;
+    // Hardened headers take a jump between fibers for an error.
+    run(&["-O2", "-U_FORTIFY_SOURCE"], &["-c", "-o", "runtime.o", "runtime.cpp"])?;
     run(&["-shared", "-Wl,-Bsymbolic"], &["-o", "kernel.so", "kernel.o", "runtime.o"])
 }

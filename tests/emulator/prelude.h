@@ -31,6 +31,14 @@ unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned l
 void *emulator_shared(const void *declaration, unsigned long bytes, const char *name, Site site);
 void emulator_atomic(void *address, unsigned long bytes, Site site);
 void emulator_fence();
+// Copies 16 bytes, which land when this thread waits for their group.
+void emulator_copy(void *to, const void *from, Site site);
+void emulator_copy_commit();
+void emulator_copy_wait(unsigned left, Site site);
+// The four 8 x 8 matrices of 16 bits whose rows the lanes point to, transposed, as PTX's ldmatrix.x4.trans hands them out.
+void emulator_load_matrices(unsigned *result, const void *row, Site site);
+// PTX's mma.m16n8k16 on numbers with so many bits of mantissa, which cuts sums as tensor cores do.
+void emulator_multiply(float *c, const unsigned *a, unsigned b0, unsigned b1, int mantissa, Site site);
 }
 
 #define threadIdx emulator_thread_index()
@@ -83,6 +91,20 @@ __attribute__((no_sanitize_thread)) T atomicMin(T *address, T value, HERE(file, 
     T old = *address;
     *address = value < old ? value : old;
     return old;
+}
+
+// The wrappers of common.cuh around what only hardware does.
+inline void copy_async(void *to, const void *from, HERE(file, line)) { emulator_copy(to, from, Site{file, line}); }
+inline void copy_commit() { emulator_copy_commit(); }
+template <unsigned LEFT> void copy_wait(HERE(file, line)) { emulator_copy_wait(LEFT, Site{file, line}); }
+inline void load_matrices(unsigned (&result)[4], const void *row, HERE(file, line)) {
+    emulator_load_matrices(result, row, Site{file, line});
+}
+inline void multiply_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, HERE(file, line)) {
+    emulator_multiply(c, a, b0, b1, 7, Site{file, line});
+}
+inline void multiply_f16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, HERE(file, line)) {
+    emulator_multiply(c, a, b0, b1, 10, Site{file, line});
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

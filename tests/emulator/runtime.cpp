@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <vector>
@@ -57,6 +58,7 @@ struct Release {
 struct Cell {
     uint32_t writer = 0;
     bool atomic = false;
+    bool copying = false; // an asynchronous copy into it is under way
     Moment written;
     uint32_t reader = 0;      // 0: none; else the last one
     uint8_t more_readers = 0; // 0: that one alone; 1: others of its warp; 2: of its block; 3: of any
@@ -96,8 +98,16 @@ struct Memory {
 
 enum class State { runnable, barrier, exchange, exited };
 
+struct Copy {
+    uintptr_t to, from;
+    unsigned group;
+};
 struct Thread {
-    ucontext_t context;
+    ucontext_t context; // to begin with
+    bool begun;
+    jmp_buf place; // to go on at: swapcontext would ask the kernel for the signal mask each time
+    std::vector<Copy> copies;
+    unsigned groups; // of asynchronous copies committed so far
     State state;
     Moment now;
     Site site; // of what it waits for
@@ -158,6 +168,14 @@ void say(const char *format, ...) {
 
 void say_who() { say("block %u thread %u: ", block_number, current); }
 
+[[noreturn]] void go_on() {
+    Thread &next = threads[current];
+    if (next.begun) _longjmp(next.place, 1);
+    next.begun = true;
+    setcontext(&next.context);
+    abort();
+}
+
 // Goes on with another thread, or with the host when there is none.
 void switch_away() {
     Thread &self = threads[current];
@@ -179,7 +197,7 @@ void switch_away() {
     current = runnable[pick];
     runnable[pick] = runnable.back();
     runnable.pop_back();
-    if (&threads[current] != &self) swapcontext(&self.context, &threads[current].context);
+    if (&threads[current] != &self && !_setjmp(self.place)) go_on();
 }
 
 void wake(unsigned thread) {
@@ -218,6 +236,9 @@ void prepare_thread(unsigned number) {
     thread.context.uc_stack.ss_size = STACK - PAGE;
     thread.context.uc_link = nullptr;
     makecontext(&thread.context, run_thread, 0);
+    thread.begun = false;
+    thread.copies.clear();
+    thread.groups = 0;
     thread.now = Moment();
     thread.fenced = false;
     thread.met.clear();
@@ -234,6 +255,7 @@ void run_block() {
     current = runnable[pick_first];
     runnable[pick_first] = runnable.back();
     runnable.pop_back();
+    threads[current].begun = true;
     swapcontext(&host, &threads[current].context); // until all have exited, or a check has failed
     for (Memory &memory : shared) memory.unmap();
     shared.clear();
@@ -261,8 +283,8 @@ bool before(uint32_t id, uint8_t more, Moment then) {
     return more < 2 && warp_of(id) == warp_of(identity()) && then.warp_barriers < now.warp_barriers;
 }
 
-enum class Kind { read, write, atomic };
-const char *const VERBS[] = {"reads", "writes", "adds to"};
+enum class Kind { read, write, atomic, copy }; // copy: the beginning of an asynchronous one
+const char *const VERBS[] = {"reads", "writes", "adds to", "copies to"};
 
 void say_memory(const Memory &memory) {
     if (memory.name) say("shared `%s`", memory.name);
@@ -336,12 +358,6 @@ void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter
     uint32_t self = identity();
     for (size_t at = address - memory->begin; at < address - memory->begin + size; at += memory->granule) {
         Cell &cell = memory->cells[at / memory->granule];
-        if (memory->name && kind == Kind::read && !cell.writer) {
-            say_who();
-            say("uninitialised: reads ");
-            say_place(*memory, address, size);
-            refuse();
-        }
         auto race = [&](const char *verb, uint32_t other) {
             say_who();
             say("race: %s ", VERBS[(int)kind]);
@@ -349,6 +365,22 @@ void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter
             say(", which block %u thread %u %s with no barrier between", block_of(other), thread_of(other), verb);
             refuse();
         };
+        if (cell.copying) {
+            say_who();
+            say("%s ", VERBS[(int)kind]);
+            say_place(*memory, address, size);
+            for (unsigned t = 0; t < thread_count; t++)
+                for (const Copy &copy : threads[t].copies)
+                    if (address < copy.to + 16 && copy.to < address + size)
+                        say(", into which thread %u copies without having waited", t);
+            refuse();
+        }
+        if (memory->name && kind == Kind::read && !cell.writer) {
+            say_who();
+            say("uninitialised: reads ");
+            say_place(*memory, address, size);
+            refuse();
+        }
         bool both_atomic = kind == Kind::atomic && cell.atomic;
         if (cell.writer && !both_atomic && !before(cell.writer, 0, cell.written)) race("wrote", cell.writer);
         if (kind == Kind::read) {
@@ -364,7 +396,12 @@ void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter
             cell.reader = self;
             cell.read = now;
         } else {
+            // A copy under way orders nothing yet: what it writes lands at its wait.
             if (cell.reader && !before(cell.reader, cell.more_readers, cell.read)) race("read", cell.reader);
+            if (kind == Kind::copy) {
+                cell.copying = true;
+                continue;
+            }
             cell.writer = self;
             cell.written = now;
             cell.atomic = kind == Kind::atomic;
@@ -403,7 +440,32 @@ void emulator_barrier(Site site) {
     switch_away();
 }
 
-unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned long long value, int source, Site site) {
+void emulator_copy(void *to, const void *from, Site site) {
+    access((uintptr_t)from, 16, Kind::read, 0, &site);
+    access((uintptr_t)to, 16, Kind::copy, 0, &site);
+    threads[current].copies.push_back({(uintptr_t)to, (uintptr_t)from, threads[current].groups});
+}
+void emulator_copy_commit() { threads[current].groups++; }
+void emulator_copy_wait(unsigned left, Site site) {
+    Thread &self = threads[current];
+    size_t landed = 0;
+    for (; landed < self.copies.size() && self.copies[landed].group + left < self.groups; landed++) {
+        Copy copy = self.copies[landed];
+        Memory *memory = find(copy.to, 16);
+        for (size_t at = copy.to - memory->begin; at < copy.to - memory->begin + 16; at += memory->granule)
+            memory->cells[at / memory->granule].copying = false;
+        access(copy.to, 16, Kind::write, 0, &site);
+        memcpy((void *)copy.to, (const void *)copy.from, 16);
+    }
+    self.copies.erase(self.copies.begin(), self.copies.begin() + landed);
+}
+
+} // extern "C"
+
+namespace {
+
+// Waits at a place where every lane of the mask must come; true for the last one to come. `finish` then wakes them.
+bool last_to_come(const char *what, unsigned mask, uint64_t value, int source, Site site) {
     Thread &self = threads[current];
     unsigned lane = current % 32, first = current - lane;
     auto refuse = [&](const char *format, unsigned thread) {
@@ -421,6 +483,7 @@ unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned l
     self.value = value;
     self.source = source;
     bool complete = true;
+    auto same = [](const char *a, const char *b) { return a == b || strcmp(a, b) == 0; };
     for (unsigned l = 0; l < 32; l++) {
         if (!(mask >> l & 1)) continue;
         unsigned t = first + l;
@@ -431,7 +494,7 @@ unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned l
             complete = false;
             continue;
         }
-        if (strcmp(other.what, what) || other.site.line != site.line || strcmp(other.site.file, site.file)) {
+        if (other.site.line != site.line || !same(other.what, what) || !same(other.site.file, site.file)) {
             say_who();
             say("divergent %s at %s:%d: thread %u is in %s at %s:%d", what, site.file, site.line, t, other.what,
                 other.site.file, other.site.line);
@@ -439,7 +502,111 @@ unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned l
         }
         if (other.mask != mask) refuse("thread %u came with another mask than %08x", t);
     }
-    if (complete) {
+    return complete;
+}
+
+// A step of a whole warp: `value` points to what each lane brings and takes away.
+template <class Lane, class Step> void together(const char *what, Lane &mine, Site site, Step step) {
+    if (last_to_come(what, ~0u, (uint64_t)&mine, -1, site)) {
+        unsigned first = current - current % 32;
+        Lane *lanes[32];
+        for (unsigned l = 0; l < 32; l++) lanes[l] = (Lane *)threads[first + l].value;
+        step(lanes);
+        for (unsigned l = 0; l < 32; l++) wake(first + l);
+    }
+    switch_away();
+}
+
+// A half-width number as a double, and the exponent of its leading bit as the hardware sees it.
+struct Factor {
+    double value;
+    int exponent;
+};
+constexpr int NO_EXPONENT = -10000; // of zero
+Factor factor(uint16_t bits, int mantissa) {
+    int width = 15 - mantissa, bias = (1 << (width - 1)) - 1, exponent = bits >> mantissa & ((1 << width) - 1);
+    double magnitude = bits & ((1 << mantissa) - 1);
+    double sign = bits >> 15 ? -1.0 : 1.0;
+    if (exponent == (1 << width) - 1) return {magnitude ? __builtin_nan("") : sign * __builtin_inf(), bias + 1};
+    if (exponent == 0 && magnitude == 0) return {0.0, NO_EXPONENT};
+    if (exponent == 0) exponent = 1;
+    else magnitude += 1 << mantissa;
+    return {sign * __builtin_ldexp(magnitude, exponent - bias - mantissa), exponent - bias};
+}
+
+double power_of_two(int exponent) {
+    uint64_t bits = (uint64_t)(exponent + 1023) << 52;
+    double value;
+    memcpy(&value, &bits, 8);
+    return value;
+}
+
+// c + sum of products as a tensor core adds: all terms are cut to `extra` bits behind the last bit of the one with the
+// largest exponent, their sum is exact, and it is cut to f32. Nothing is rounded to nearest.
+float cut_sum(float c, const Factor *a, const Factor *b, unsigned count, int extra) {
+    uint32_t bits;
+    memcpy(&bits, &c, 4);
+    int largest = c == 0.0f ? NO_EXPONENT : (int)(bits >> 23 & 255) - 127;
+    double plain = c;
+    for (unsigned i = 0; i < count; i++) {
+        int exponent = a[i].exponent + b[i].exponent;
+        if (exponent > largest) largest = exponent;
+        plain += a[i].value * b[i].value;
+    }
+    if (!(plain - plain == 0.0)) return plain; // not finite
+    if (largest < -500) return 0.0f;
+    double scale = power_of_two(23 + extra - largest);
+    int64_t sum = (int64_t)(c * scale);
+    for (unsigned i = 0; i < count; i++) sum += (int64_t)(a[i].value * b[i].value * scale);
+    double result = (double)sum * power_of_two(largest - 23 - extra);
+    uint64_t cut;
+    memcpy(&cut, &result, 8);
+    cut &= ~((1ull << 29) - 1); // 23 bits of mantissa; what is subnormal in f32 the conversion rounds
+    memcpy(&result, &cut, 8);
+    return (float)result;
+}
+
+// What lanes bring to an mma, and take away in c.
+struct Fragments {
+    uint32_t a[4], b[2];
+    float c[4];
+};
+
+// D = A B + C for A (16 x 16), B (16 x 8) in the layout of PTX's mma.m16n8k16, a block of `depth` products at a time.
+void multiply(Fragments *lanes[32], int mantissa) {
+    constexpr unsigned DEPTH = 8; // products that are added at once
+    constexpr int EXTRA = 1;
+    Factor a[16][16], b[8][16]; // b by column
+    for (unsigned l = 0; l < 32; l++) {
+        unsigned group = l / 4, pair = l % 4 * 2;
+        for (unsigned half = 0; half < 2; half++) {
+            auto number = [&](uint32_t bits) { return factor(bits >> 16 * half, mantissa); };
+            for (unsigned r = 0; r < 4; r++) a[group + r % 2 * 8][pair + r / 2 * 8 + half] = number(lanes[l]->a[r]);
+            for (unsigned r = 0; r < 2; r++) b[group][pair + r * 8 + half] = number(lanes[l]->b[r]);
+        }
+    }
+    for (unsigned l = 0; l < 32; l++)
+        for (unsigned r = 0; r < 4; r++) {
+            const Factor *row = a[l / 4 + r / 2 * 8], *column = b[l % 4 * 2 + r % 2];
+            float &c = lanes[l]->c[r];
+            for (unsigned first = 0; first < 16; first += DEPTH)
+                c = cut_sum(c, row + first, column + first, DEPTH, EXTRA);
+        }
+}
+
+// What lanes bring to a load of four 8 x 8 matrices: a row each; and take away.
+struct Rows {
+    uint16_t row[8];
+    uint32_t result[4];
+};
+
+} // namespace
+
+extern "C" {
+
+unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned long long value, int source, Site site) {
+    if (last_to_come(what, mask, value, source, site)) {
+        unsigned first = current - current % 32;
         uint64_t values[32], bits = 0;
         for (unsigned l = 0; l < 32; l++)
             if (mask >> l & 1) {
@@ -462,6 +629,26 @@ unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned l
     }
     switch_away();
     return threads[current].value;
+}
+
+void emulator_load_matrices(unsigned *result, const void *row, Site site) {
+    Rows mine;
+    access((uintptr_t)row, 16, Kind::read, 0, &site);
+    memcpy(mine.row, row, 16);
+    together("load_matrices", mine, site, [](Rows *lanes[32]) {
+        for (unsigned l = 0; l < 32; l++)
+            for (unsigned m = 0; m < 4; m++) {
+                uint32_t low = lanes[8 * m + l % 4 * 2]->row[l / 4], high = lanes[8 * m + l % 4 * 2 + 1]->row[l / 4];
+                lanes[l]->result[m] = low | high << 16;
+            }
+    });
+    memcpy(result, mine.result, 16);
+}
+
+void emulator_multiply(float *c, const unsigned *a, unsigned b0, unsigned b1, int mantissa, Site site) {
+    Fragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}};
+    together("multiply", mine, site, [=](Fragments *lanes[32]) { multiply(lanes, mantissa); });
+    memcpy(c, mine.c, 16);
 }
 
 void *emulator_shared(const void *declaration, unsigned long bytes, const char *name, Site) {
@@ -559,6 +746,13 @@ WATCH(2)
 WATCH(4)
 WATCH(8)
 WATCH(16)
+// Of whole structures and arrays.
+#define WATCH_RANGE(name, kind)                                                                                      \
+    void __tsan_##name##_range(void *at, unsigned long bytes) {                                                      \
+        for (unsigned long i = 0; i < bytes; i++) access((uintptr_t)at + i, 1, kind, CALLED_FROM, nullptr);          \
+    }
+WATCH_RANGE(read, Kind::read)
+WATCH_RANGE(write, Kind::write)
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}

@@ -5,7 +5,7 @@ use duogpt::cuda::statistics::Statistics;
 use duogpt::linalg::Scalar;
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::{self, Drift, PruneConfig, PruneError, Replay};
-use ndarray::{Array1, Array2};
+use ndarray::Array2;
 
 use super::{Case, Checked, Limit, Machine, Suite, Work, activations, download, text};
 
@@ -33,18 +33,10 @@ fn copied<T: Scalar, D: Machine>(
     device: &D,
     found: &Statistics<D>,
 ) -> Result<reference::Statistics<T>, String> {
-    let k = found.k;
-    let wide = |a: Vec<f32>| a.into_iter().map(|x| T::of(x.into())).collect::<Vec<T>>();
-    let square = |a| Array2::from_shape_vec((k, k), wide(a)).map_err(text);
-    let drift = found.drift.as_ref().ok_or("no drift statistics")?;
-    Ok(reference::Statistics {
-        sequences: found.sequences,
-        hessian: square(download(device, &found.hessian)?)?,
-        drift: Some(Drift {
-            dxxt: square(download(device, &drift.dxxt)?)?,
-            dxdxt: Array1::from(wide(download(device, &drift.dxdxt)?)),
-        }),
-    })
+    let reference::Statistics { sequences, hessian, drift } = found.to_host(device).map_err(text)?;
+    let wide = |x: f32| T::of(x.into());
+    let drift = drift.map(|drift| Drift { dxxt: drift.dxxt.mapv(wide), dxdxt: drift.dxdxt.mapv(wide) });
+    Ok(reference::Statistics { sequences, hessian: hessian.mapv(wide), drift })
 }
 
 fn by_reference<T: Scalar, D: Machine>(
@@ -66,7 +58,7 @@ fn residual<D: Machine>(
     prepared: &Prepared<D>,
 ) -> Result<f64, String> {
     let k = statistics.k;
-    let hessian = download(device, &statistics.hessian)?;
+    let hessian = download(device, &statistics.hessian(device).map_err(text)?)?;
     let lt = download(device, &prepared.lt)?;
     let shift = config().damping * (0..k).map(|i| f64::from(hessian[i * k + i])).sum::<f64>() / k as f64;
     let x: Vec<f64> = super::values(9, 1, k).iter().map(|&x| x.into()).collect();

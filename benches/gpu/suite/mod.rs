@@ -83,7 +83,6 @@ pub enum Limit {
     /// Bytes, at the rate of a device-to-device copy.
     Copy,
     /// Operations, at the rate of a bf16 matrix product.
-    #[allow(dead_code, reason = "for the kernels on tensor cores")]
     Bf16,
     /// Operations, at the rate of an f32 matrix product.
     F32,

@@ -1,11 +1,13 @@
 //! The statistics of one sequence of a layer's input, and of 16 and 128 of them.
 
-use duogpt::cuda::statistics::Statistics;
+use duogpt::cuda::device::Buffer;
+use duogpt::cuda::statistics::{Entry, Statistics};
 use duogpt::reference;
 use duogpt::reference::activation::prune_activations;
-use ndarray::Array2;
+use half::bf16;
+use ndarray::{Array2, Axis};
 
-use super::{Case, Checked, Limit, Machine, Suite, Work, activations, download, text};
+use super::{Case, Checked, Limit, Machine, Suite, Work, activations, text};
 
 /// Different sequences; more of them repeat these.
 const DIFFERENT: usize = 4;
@@ -15,27 +17,41 @@ const COMPARED: usize = 8;
 
 type Sequences = Vec<(Array2<f32>, Array2<f32>)>;
 
-fn sequences(seed: u64, tokens: usize, k: usize) -> Sequences {
+/// They lie on the device, as they do for the original.
+type OnDevice<T, D> = Vec<(Buffer<T, D>, Buffer<T, D>)>;
+
+/// Inputs that are numbers of type `T`.
+fn sequences<T: Entry + Into<f32>>(seed: u64, tokens: usize, k: usize) -> Sequences {
     (0..DIFFERENT as u64)
         .map(|i| {
             let dense = activations(2 * (seed * DIFFERENT as u64 + i), tokens, k);
             let mut sparse = &dense + &(activations(2 * (seed * DIFFERENT as u64 + i) + 1, tokens, k) * 0.1);
             prune_activations(sparse.view_mut(), 0.5);
-            (dense, sparse)
+            let rounded = |x: Array2<f32>| x.mapv(|x| T::nearest(x).into());
+            (rounded(dense), rounded(sparse))
         })
         .collect()
 }
 
-fn gather<D: Machine>(
+fn upload<T: Entry, D: Machine>(device: &D, sequences: &Sequences) -> Result<OnDevice<T, D>, String> {
+    let upload = |x: &Array2<f32>| {
+        let x: Vec<T> = x.iter().map(|&x| T::nearest(x)).collect();
+        Buffer::from_host(device, &x).map_err(text)
+    };
+    sequences.iter().map(|(dense, sparse)| Ok((upload(dense)?, upload(sparse)?))).collect()
+}
+
+fn gather<T: Entry, D: Machine>(
     device: &D,
     k: usize,
     count: usize,
-    sequences: &Sequences,
+    sequences: &OnDevice<T, D>,
 ) -> Result<Statistics<D>, String> {
     let mut statistics = Statistics::new(device, k, true).map_err(text)?;
     for (dense, sparse) in sequences.iter().cycle().take(count) {
-        statistics.update(device, dense.view(), sparse.view()).map_err(text)?;
+        statistics.update_on_device(device, dense, sparse).map_err(text)?;
     }
+    statistics.flush(device).map_err(text)?;
     Ok(statistics)
 }
 
@@ -53,7 +69,7 @@ fn by_reference<T: duogpt::linalg::Scalar>(
         let (dense, sparse) = (wide(dense), wide(sparse));
         let dx = dense - &sparse;
         let (keep, add) = (seen as f64 / (seen + 1) as f64, 1.0 / (seen + 1) as f64);
-        let part = |x: &Array2<T>| x.select(ndarray::Axis(1), rows);
+        let part = |x: &Array2<T>| x.select(Axis(1), rows);
         duogpt::linalg::gemm(add, part(&sparse).t(), sparse.view(), keep, hessian.view_mut());
         duogpt::linalg::gemm(add, part(&dx).t(), sparse.view(), keep, dxxt.view_mut());
         whole.update(dx.view());
@@ -62,46 +78,56 @@ fn by_reference<T: duogpt::linalg::Scalar>(
 }
 
 pub fn cases<D: Machine>(suite: &mut Suite<D>) {
-    let tokens = suite.tokens;
     for (name, k) in suite.widths() {
         // Long calibrations at the widths of the smallest model alone: their rate differs little from that of one sequence.
         let counts: &[usize] = if name.starts_with("llama-2-7b") { &[1, 16, 128] } else { &[1] };
         for &count in counts {
-            let input = |_: &D, seed| Ok(sequences(seed, tokens, k));
-            let run = |device: &D, input: &mut Sequences| gather(device, k, count, input).map(drop);
-            let check = |device: &D| {
-                let sequences = sequences(0, tokens, k);
-                let found = gather(device, k, count, &sequences)?;
-                let rows: Vec<usize> =
-                    (0..k).filter(|&row| row < COMPARED / 2 || row >= k - COMPARED / 2).collect();
-                let (h, dxxt, dxdxt) = by_reference::<f64>(&rows, count, &sequences);
-                let (h_single, dxxt_single, dxdxt_single) = by_reference::<f32>(&rows, count, &sequences);
-                let part = |a: Vec<f32>| {
-                    let a = Array2::from_shape_vec((k, k), a).expect("k x k");
-                    a.select(ndarray::Axis(0), &rows).into_iter().collect::<Vec<_>>()
-                };
-                let drift = found.drift.as_ref().ok_or("no drift statistics")?;
-                Ok(Checked::by_rule(&part(download(device, &found.hessian)?), &h_single, &h)
-                    .worse(Checked::by_rule(&part(download(device, &drift.dxxt)?), &dxxt_single, &dxxt))
-                    .worse(Checked::by_rule(&download(device, &drift.dxdxt)?, &dxdxt_single, &dxdxt)))
-            };
-            let tokens = (count * tokens) as u64;
-            let width = k as u64;
-            suite.case(Case {
-                kernel: "statistics",
-                shape: format!("{name}-tokens{tokens}"),
-                // Both inputs once; H and dX X^T as one f32 product each.
-                work: Work {
-                    bytes: 8 * tokens * width,
-                    operations: 4 * tokens * width * width,
-                    limit: Limit::F32,
-                },
-                input: &input,
-                run: &run,
-                spoils_input: false,
-                check: &check,
-                baselines: &[],
-            });
+            // H, half of it, and dX X^T once per piece of dX.
+            case::<bf16, D>(suite, &name, "", k, count, 1 + 4);
         }
+        // Six products each.
+        case::<f32, D>(suite, &name, "-f32", k, 1, 6 + 12);
     }
+}
+
+/// `operations`: per token and entry of a k x k matrix.
+fn case<T: Entry + Into<f32>, D: Machine>(
+    suite: &mut Suite<D>,
+    name: &str,
+    suffix: &str,
+    k: usize,
+    count: usize,
+    operations: u64,
+) {
+    let tokens = suite.tokens;
+    let input = |device: &D, seed| upload::<T, D>(device, &sequences::<T>(seed, tokens, k));
+    let run = |device: &D, input: &mut OnDevice<T, D>| gather(device, k, count, input).map(drop);
+    let check = |device: &D| {
+        let sequences = sequences::<T>(0, tokens, k);
+        let found = gather(device, k, count, &upload::<T, D>(device, &sequences)?)?;
+        let rows: Vec<usize> = (0..k).filter(|&row| row < COMPARED / 2 || row >= k - COMPARED / 2).collect();
+        let (h, dxxt, dxdxt) = by_reference::<f64>(&rows, count, &sequences);
+        let (h_single, dxxt_single, dxdxt_single) = by_reference::<f32>(&rows, count, &sequences);
+        let found = found.to_host(device).map_err(text)?;
+        let part = |a: Array2<f32>| a.select(Axis(0), &rows).into_iter().collect::<Vec<_>>();
+        let drift = found.drift.ok_or("no drift statistics")?;
+        Ok(Checked::by_rule(&part(found.hessian), &h_single, &h)
+            .worse(Checked::by_rule(&part(drift.dxxt), &dxxt_single, &dxxt))
+            .worse(Checked::by_rule(&drift.dxdxt.to_vec(), &dxdxt_single, &dxdxt)))
+    };
+    let (tokens, width) = ((count * tokens) as u64, k as u64);
+    suite.case(Case {
+        kernel: "statistics",
+        shape: format!("{name}-tokens{tokens}{suffix}"),
+        work: Work {
+            bytes: 2 * size_of::<T>() as u64 * tokens * width,
+            operations: operations * tokens * width * width,
+            limit: Limit::Bf16,
+        },
+        input: &input,
+        run: &run,
+        spoils_input: false,
+        check: &check,
+        baselines: &[],
+    });
 }

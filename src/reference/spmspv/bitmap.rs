@@ -78,10 +78,11 @@ impl<V: Value> Format<V> for TileBitmap<V> {
         (0..self.pieces.tiles()).flat_map(move |tile| {
             let (values, piece) = (&self.values[self.pieces.range(j, tile)], j * self.pieces.tiles() + tile);
             let (words, before) = (self.bitmap[piece], self.prefix[piece]);
-            (0..TILE).filter_map(move |row| {
-                let (word, bit) = (row / 32, 1 << (row % 32));
-                let place = u32::from(before[word]) + (words[word] & (bit - 1)).count_ones();
-                (words[word] & bit != 0).then(|| (tile * TILE + row, values[place as usize]))
+            (0..WORDS).flat_map(move |word| {
+                let values = &values[usize::from(before[word])..];
+                set_bits(words[word])
+                    .map(move |bit| tile * TILE + word * 32 + bit)
+                    .zip(values.iter().copied())
             })
         })
     }
@@ -97,4 +98,14 @@ impl<V: Value> Format<V> for TileBitmap<V> {
         let of_piece = WORDS * (size_of::<u32>() + size_of::<u8>()) + size_of::<u32>();
         density * size_of::<V>() as f64 + of_piece as f64 / TILE as f64
     }
+}
+
+/// Places of the bits that are set, ascending.
+fn set_bits(mut word: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let place = word.trailing_zeros() as usize;
+        let found = word != 0;
+        word &= word.wrapping_sub(1);
+        found.then_some(place)
+    })
 }
