@@ -135,7 +135,6 @@ struct Declared {
 };
 std::vector<Declared *> declared;
 uint8_t *stacks;
-size_t stack_count;
 ucontext_t host;
 bool failed;
 uint64_t accesses, random_state;
@@ -699,14 +698,12 @@ int emulator_launch(Launch *todo) {
     released.clear();
     thread_count = launch->block.x * launch->block.y * launch->block.z;
     unsigned block_count = launch->grid.x * launch->grid.y * launch->grid.z;
-    if (stack_count < thread_count) {
-        if (stacks) munmap(stacks, stack_count * STACK);
-        stack_count = thread_count;
-        stacks = (uint8_t *)mmap(nullptr, stack_count * STACK, PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stacks == MAP_FAILED) abort();
-        for (size_t t = 0; t < stack_count; t++) mprotect(stacks + t * STACK, PAGE, PROT_NONE);
-    }
+    // Two mappings a thread: those of all libraries of a process together would be more than it may have.
+    stacks = (uint8_t *)mmap(nullptr, thread_count * STACK, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) abort();
+    for (size_t t = 0; t < thread_count; t++)
+        if (mprotect(stacks + t * STACK, PAGE, PROT_NONE)) abort();
     global.clear();
     for (size_t i = 0; i < launch->region_count; i++) {
         Memory memory;
@@ -728,6 +725,7 @@ int emulator_launch(Launch *todo) {
         run_block();
     }
     for (Memory &memory : global) memory.unmap();
+    munmap(stacks, thread_count * STACK);
     launch = nullptr;
     return failed;
 }
