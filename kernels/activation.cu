@@ -25,55 +25,18 @@ template <class T> __device__ void activation_counting(const T *x, T *out, u32 k
 }
 
 template <class T> __device__ void activation(const T *x, T *out, u32 *kept, u32 *count, u32 k, u32 index) {
-    typedef u32 Histogram[256];
-    typedef u32 PerWarp[8];
-    SHARED(Histogram, histogram);
-    SHARED(PerWarp, kept_by_warp);
-    SHARED(Digit, found);
     x += (u64)blockIdx.x * k;
     out += (u64)blockIdx.x * k;
     kept += (u64)blockIdx.x * k;
-    u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
-
-    u32 threshold = 0, rank = index; // threshold: the digits found so far
-    for (int shift = Magnitude<T>::BITS - 8; shift >= 0; shift -= 8) {
-        histogram[thread] = 0;
-        __syncthreads();
-        for (u32 j = thread; j < k; j += 256) {
-            u32 key = Magnitude<T>::key(x[j]);
-            if ((u64)key >> (shift + 8) == threshold) atomicAdd(&histogram[key >> shift & 255], 1u);
-        }
-        __syncthreads();
-        if (warp == 0) {
-            Digit digit = find_digit(histogram, rank);
-            if (lane == 0) found = digit;
-        }
-        __syncthreads();
-        threshold = threshold << 8 | found.digit;
-        rank = found.rank;
-    }
-
-    u32 total = 0;
-    for (u32 first = 0; first < k; first += 256) {
-        u32 j = first + thread;
-        bool keep = false;
-        if (j < k) {
-            u32 key = Magnitude<T>::key(x[j]);
-            keep = key >= threshold && key <= Magnitude<T>::INFINITE;
-            out[j] = keep ? x[j] : Magnitude<T>::zero();
-        }
-        u32 kept_lanes = __ballot_sync(ALL_LANES, keep);
-        if (lane == 0) kept_by_warp[warp] = __popc(kept_lanes);
-        __syncthreads();
-        u32 place = total + __popc(kept_lanes & ((1u << lane) - 1));
-        for (u32 w = 0; w < 8; w++) {
-            if (w < warp) place += kept_by_warp[w];
-            total += kept_by_warp[w];
-        }
-        if (keep) kept[place] = j;
-        __syncthreads();
-    }
-    if (thread == 0) count[blockIdx.x] = total;
+    u32 threshold = select_key<Magnitude<T>::BITS>(k, index, [&](u32 j) { return Magnitude<T>::key(x[j]); });
+    auto keep = [&](u32 j) {
+        u32 key = Magnitude<T>::key(x[j]);
+        bool keep = key >= threshold && key <= Magnitude<T>::INFINITE;
+        out[j] = keep ? x[j] : Magnitude<T>::zero();
+        return keep;
+    };
+    u32 total = compact(k, keep, [&](u32 j, u32 place) { kept[place] = j; });
+    if (threadIdx.x == 0) count[blockIdx.x] = total;
 }
 
 extern "C" __global__ void __launch_bounds__(256)

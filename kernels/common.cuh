@@ -4,6 +4,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef int i32;
 
 #define WARP 32u
 #define ALL_LANES 0xffffffffu
@@ -33,6 +34,27 @@ __device__ __forceinline__ u16 float_to_f16(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     return bits;
 }
+#endif
+
+// from[I] where `there` is not 0, else +0. As a load with a predicate: the compiler makes a branch of it, and in every branch
+// the address anew.
+#ifndef EMULATED
+template <int I> __device__ __forceinline__ float load_if(u32 there, const float *from) {
+    float x;
+    asm("{ .reg .pred p; setp.ne.u32 p, %1, 0; mov.f32 %0, 0f00000000; @p ld.global.nc.f32 %0, [%2 + %3]; }"
+        : "=f"(x)
+        : "r"(there), "l"(from), "n"(4 * I));
+    return x;
+}
+template <int I, class T> __device__ __forceinline__ T load_if(u32 there, const T *from) {
+    u16 bits;
+    asm("{ .reg .pred p; setp.ne.u32 p, %1, 0; mov.u16 %0, 0; @p ld.global.nc.u16 %0, [%2 + %3]; }"
+        : "=h"(bits)
+        : "r"(there), "l"(from), "n"(2 * I));
+    return T{bits};
+}
+#else
+template <int I, class T> T load_if(u32 there, const T *from) { return there ? from[I] : T(); }
 #endif
 
 // The same number as a float.
@@ -143,4 +165,53 @@ __device__ __forceinline__ Digit find_digit(const u32 *histogram, u32 rank) {
     found.digit = __shfl_sync(ALL_LANES, digit, owner);
     found.rank = rank - __shfl_sync(ALL_LANES, below, owner);
     return found;
+}
+
+// The key of rank `rank`, from 0, among key(j), j < k: radix selection by a whole block, 8 bits per pass. Thread t asks for the
+// keys of j = t + blockDim.x i. Integer counts: the same result every time.
+template <int BITS, class Key> __device__ __forceinline__ u32 select_key(u32 k, u32 rank, Key key) {
+    typedef u32 Histogram[256];
+    SHARED(Histogram, histogram);
+    SHARED(Digit, found);
+    u32 found_so_far = 0; // its digits
+    for (int shift = BITS - 8; shift >= 0; shift -= 8) {
+        for (u32 i = threadIdx.x; i < 256; i += blockDim.x) histogram[i] = 0;
+        __syncthreads();
+        for (u32 j = threadIdx.x; j < k; j += blockDim.x) {
+            u32 key_j = key(j);
+            if ((u64)key_j >> (shift + 8) == found_so_far) atomicAdd(&histogram[key_j >> shift & 255], 1u);
+        }
+        __syncthreads();
+        if (threadIdx.x / WARP == 0) {
+            Digit digit = find_digit(histogram, rank);
+            if (threadIdx.x == 0) found = digit;
+        }
+        __syncthreads();
+        found_so_far = found_so_far << 8 | found.digit;
+        rank = found.rank;
+    }
+    return found_so_far;
+}
+
+// Compaction by a whole block: calls write(j, place) for every j < k with keep(j), place counting them in ascending
+// order. Gives back how many they are.
+template <class Keep, class Write> __device__ __forceinline__ u32 compact(u32 k, Keep keep, Write write) {
+    typedef u32 PerWarp[WARP];
+    SHARED(PerWarp, kept_by_warp);
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, total = 0;
+    for (u32 first = 0; first < k; first += blockDim.x) {
+        u32 j = first + threadIdx.x;
+        bool kept = j < k && keep(j);
+        u32 kept_lanes = __ballot_sync(ALL_LANES, kept);
+        if (lane == 0) kept_by_warp[warp] = __popc(kept_lanes);
+        __syncthreads();
+        u32 place = total + __popc(kept_lanes & ((1u << lane) - 1));
+        for (u32 w = 0; w < blockDim.x / WARP; w++) {
+            if (w < warp) place += kept_by_warp[w];
+            total += kept_by_warp[w];
+        }
+        if (kept) write(j, place);
+        __syncthreads();
+    }
+    return total;
 }

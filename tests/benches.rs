@@ -33,10 +33,26 @@ fn shapes() -> Vec<Shape> {
 fn every_case_runs_and_holds() {
     let device = Emulator::new(1);
     let mut suite = Suite::new(&device, shapes(), 20, Pace::Once);
+    suite.layers = 2;
     suite::all(&mut suite);
     assert_eq!(suite.failed, Vec::<String>::new());
     let kernels: BTreeSet<&str> = suite.ran.iter().map(|name| name.split('/').next().unwrap()).collect();
-    let expected = ["activation", "factor", "layer", "lazy-update", "mask", "panel", "score", "statistics"];
+    let expected = [
+        "activation",
+        "bitmap",
+        "factor",
+        "gemv",
+        "index",
+        "layer",
+        "lazy-update",
+        "mask",
+        "panel",
+        "score",
+        "select",
+        "skip",
+        "statistics",
+        "token",
+    ];
     assert_eq!(kernels.into_iter().collect::<Vec<_>>(), expected);
     assert_eq!(device.in_use(), (0, 0));
 }

@@ -7,6 +7,9 @@ mod emulator_checks;
 #[path = "emulator/faults.rs"]
 mod faults;
 
+use checks::spmspv::{
+    empty_products_agree, product_cases, products_agree, selections_agree, selections_of_what_is_no_number,
+};
 use checks::*;
 use duogpt::cuda::Cuda;
 use duogpt::cuda::activation::activation;
@@ -60,6 +63,52 @@ fn activation_of_what_is_no_number() {
         let kept = activation(&device, &on_device, (1, 4), 0.5).unwrap();
         assert_eq!(bits(&kept.x.to_host(&device).unwrap()), bits(&flat(&expected)));
     }
+}
+
+/// Beyond a tile, and beyond two.
+const PRODUCT_SIZES: [usize; 11] = [1, 2, 31, 32, 33, 127, 128, 129, 255, 257, 688];
+
+#[test]
+fn select_f32() {
+    let device = Emulator::new(80);
+    selections_agree::<f32, _>(&device, &PRODUCT_SIZES).unwrap();
+    selections_of_what_is_no_number::<f32, _>(&device).unwrap();
+    selections_agree::<f32, _>(&device, &[2500]).unwrap(); // more than one entry per thread
+}
+
+#[test]
+fn select_bf16() {
+    let device = Emulator::new(81);
+    selections_agree::<bf16, _>(&device, &PRODUCT_SIZES).unwrap();
+    selections_of_what_is_no_number::<bf16, _>(&device).unwrap();
+}
+
+#[test]
+fn select_f16() {
+    let device = Emulator::new(82);
+    selections_agree::<f16, _>(&device, &PRODUCT_SIZES).unwrap();
+    selections_of_what_is_no_number::<f16, _>(&device).unwrap();
+}
+
+#[test]
+fn products_f32() {
+    let device = Emulator::new(83);
+    products_agree::<f32, _>(&device, &product_cases(&PRODUCT_SIZES)).unwrap();
+    empty_products_agree::<f32, _>(&device).unwrap();
+}
+
+#[test]
+fn products_bf16() {
+    let device = Emulator::new(84);
+    products_agree::<bf16, _>(&device, &product_cases(&PRODUCT_SIZES)).unwrap();
+    empty_products_agree::<bf16, _>(&device).unwrap();
+}
+
+#[test]
+fn products_f16() {
+    let device = Emulator::new(85);
+    products_agree::<f16, _>(&device, &product_cases(&PRODUCT_SIZES)).unwrap();
+    empty_products_agree::<f16, _>(&device).unwrap();
 }
 
 #[test]

@@ -4,11 +4,18 @@
 #[allow(dead_code, reason = "whole layers of many kinds are for tests/cross_backend.rs")]
 mod checks;
 
+use std::fmt::Debug;
+
+use checks::spmspv::{
+    self, SPARSITIES, empty_products_agree, product_cases, products_agree, selections_agree,
+    selections_of_what_is_no_number,
+};
 use checks::{
     Case, activations_agree, activations_f32, layer_agrees, masks_agree, panels_agree, run, scores_agree,
     small_sums_are_kept, statistics_agree, statistics_are_accurate,
 };
 use duogpt::cuda::device::Buffer;
+use duogpt::cuda::spmspv::Element;
 use duogpt::cuda::statistics::Inputs;
 use duogpt::cuda::{Cuda, DeviceError, Gpu};
 use duogpt::reference::{PruneConfig, Replay};
@@ -42,6 +49,12 @@ fn main() {
         trial("activation_f16", |cuda| {
             activations_agree::<f16, _>(&cuda.device, f16::from_f32, f16::to_f32, &SIZES)
         }),
+        trial("select_f32", |cuda| select::<f32>(&cuda.device)),
+        trial("select_bf16", |cuda| select::<bf16>(&cuda.device)),
+        trial("select_f16", |cuda| select::<f16>(&cuda.device)),
+        trial("products_f32", |cuda| products::<f32>(&cuda.device)),
+        trial("products_bf16", |cuda| products::<bf16>(&cuda.device)),
+        trial("products_f16", |cuda| products::<f16>(&cuda.device)),
         trial("score", |cuda| scores_agree(&cuda.device, &SIZES[..12])),
         trial("mask", |cuda| masks_agree(&cuda.device, &SIZES[..12])),
         trial("panel", |cuda| panels_agree(&cuda.device, &SIZES[..10])),
@@ -57,6 +70,43 @@ fn main() {
     ];
     libtest_mimic::run(&arguments, trials).exit();
 }
+
+fn select<T: Element + PartialEq + Debug>(gpu: &Gpu) -> Result<(), String> {
+    selections_of_what_is_no_number::<T, _>(gpu)?;
+    selections_agree::<T, _>(gpu, &[&SIZES[..], &[14336, 32768]].concat())
+}
+
+/// All small sizes, and every shape of LLaMA-2-7B and 13B and LLaMA-3-8B, q, k, v and gate, up as one, with sparsities in turn.
+fn products<T: Element + Debug>(gpu: &Gpu) -> Result<(), String> {
+    empty_products_agree::<T, _>(gpu)?;
+    products_agree::<T, _>(gpu, &product_cases(&SIZES[..12]))?;
+    let shapes = LLAMA_SHAPES.iter().enumerate();
+    let cases: Vec<_> = shapes
+        .map(|(i, &(n, k))| spmspv::Case {
+            n,
+            k,
+            weight_sparsity: SPARSITIES[(i + 2) % 5],
+            sparsity: SPARSITIES[(2 * i + 2) % 5],
+        })
+        .collect();
+    products_agree::<T, _>(gpu, &cases)
+}
+
+/// n x k of the linears of LLaMA-2-7B, LLaMA-2-13B and LLaMA-3-8B: q, k, v together; o; gate, up together; down.
+const LLAMA_SHAPES: [(usize, usize); 12] = [
+    (12288, 4096),
+    (4096, 4096),
+    (22016, 4096),
+    (4096, 11008),
+    (15360, 5120),
+    (5120, 5120),
+    (27648, 5120),
+    (5120, 13824),
+    (6144, 4096),
+    (1024, 4096),
+    (28672, 4096),
+    (4096, 14336),
+];
 
 fn wide() -> Case {
     Case { n: 512, k: 2048, config: PruneConfig::default(), drift: true, dead: &[7], inputs: Inputs::Bf16 }

@@ -85,7 +85,11 @@ pub fn activation_counting<T: Activation, D: Device>(
 }
 
 /// floor(k p_x).
-fn threshold_index<T: Plain, D: Device>(x: &Buffer<T, D>, (tokens, k): (usize, usize), sparsity: f64) -> u32 {
+pub(super) fn threshold_index<T: Plain, D: Device>(
+    x: &Buffer<T, D>,
+    (tokens, k): (usize, usize),
+    sparsity: f64,
+) -> u32 {
     assert_eq!(x.len(), tokens * k, "the shape does not fit the activations");
     assert!((0.0..1.0).contains(&sparsity), "activation sparsity {sparsity} is outside [0, 1)");
     number((k as f64 * sparsity).floor() as usize)

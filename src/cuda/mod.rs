@@ -1,4 +1,4 @@
-//! The CUDA side of calibration and pruning: the host side of every kernel in `kernels/`, under the names of
+//! The CUDA side of calibration, pruning and the decoding product: the host side of every kernel in `kernels/`, under the names of
 //! [`reference`](mod@crate::reference), and the [`Backend`](crate::backend::Backend) made of them.
 //!
 //! Everything above [`device`] runs unchanged on the emulator of the tests, which checks each access of each kernel on a
@@ -14,6 +14,8 @@ pub mod nvrtc;
 pub mod panel;
 pub mod prune;
 pub mod score;
+pub mod select;
+pub mod spmspv;
 pub mod statistics;
 
 pub use device::{Device, DeviceError};
@@ -49,6 +51,8 @@ kernel_files! {
     SCORE = "score.cu",
     MASK = "mask.cu",
     PANEL = "panel.cu",
+    SELECT = "select.cu",
+    SPMSPV = "spmspv.cu",
 }
 
 impl KernelFile {

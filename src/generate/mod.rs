@@ -15,7 +15,7 @@ pub mod text;
 pub mod weight;
 
 pub use decoder::{Decoder, Sequence};
-pub use products::{Fast, Products, Reference};
+pub use products::{Fast, Keep, Products, Reference};
 pub use sample::Sampler;
 pub use text::TextStream;
 pub use weight::FormatKind;

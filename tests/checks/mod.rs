@@ -1,6 +1,8 @@
 //! The checks of every kernel and its host side against the reference, and of a whole layer, as functions of the device:
 //! the emulator (`tests/cuda.rs`), the emulator with planted faults, and a GPU (`tests/gpu.rs`).
 
+pub mod spmspv;
+
 use std::fmt::Debug;
 
 use duogpt::backend::{Backend, Cpu};

@@ -89,6 +89,34 @@ extern "C" __global__ void waits_at_a_shuffle(float *x) {
 extern "C" __global__ void bytes_beside_each_other(u8 *x) {
     x[threadIdx.x] = threadIdx.x;
 }
+extern "C" __global__ void read_in_turn_then_written(float *x, u32 barrier) {
+    typedef float Word[1];
+    SHARED(Word, word);
+    if (threadIdx.x == 0) word[0] = 1.0f;
+    __syncwarp();
+    if (threadIdx.x == 1) x[1] = word[0];
+    if (barrier) __syncwarp();
+    if (threadIdx.x == 2) {
+        x[2] = word[0];
+        word[0] = 2.0f;
+    }
+}
+// x[0]: how many blocks are done; x[1 + b]: what block b found; the last one adds up.
+extern "C" __global__ void last_block_sums(u32 *x, u32 without) {
+    SHARED(u32, last);
+    if (threadIdx.x == 1) x[1 + blockIdx.x] = 10 + blockIdx.x;
+    if (without != 1) __syncthreads();
+    if (threadIdx.x == 0) {
+        if (without != 2) __threadfence();
+        last = atomicAdd(x, 1u) == gridDim.x - 1;
+        if (without != 3) __threadfence();
+    }
+    __syncthreads();
+    if (!last || threadIdx.x != 2) return;
+    u32 sum = 0;
+    for (u32 b = 0; b < gridDim.x; b++) sum += x[1 + b];
+    x[7] = sum;
+}
 typedef Eight Rows[32];
 extern "C" __global__ void copies(u32 *x, u32 fault) {
     SHARED(Rows, rows);
@@ -190,6 +218,24 @@ fn a_missing_barrier_of_a_warp_is_a_race() {
 fn atomics_do_not_race_with_each_other_and_plain_additions_do() {
     assert_eq!(run("counts", 3, 64, 1, Some(1)).unwrap(), [192]);
     refused(run("counts", 1, 64, 1, Some(0)), &["race: ", "planted.cu:67"]);
+}
+
+#[test]
+fn a_read_behind_a_barrier_of_the_warp_stands_for_those_before_it() {
+    let right = run("read_in_turn_then_written", 1, 32, 32, Some(1)).unwrap();
+    assert_eq!(right[1..3], [1.0f32.to_bits(); 2]);
+    refused(run("read_in_turn_then_written", 1, 32, 32, Some(0)), &["race: ", "shared `word`"]);
+}
+
+#[test]
+fn blocks_meet_through_an_atomic_between_two_fences_only() {
+    assert_eq!(run("last_block_sums", 3, 32, 8, Some(0)).unwrap()[7], 33);
+    for without in 1..4 {
+        refused(
+            run("last_block_sums", 3, 32, 8, Some(without)),
+            &["race: reads", "argument 0", "planted.cu:"],
+        );
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The checks of the kernels have teeth: faults planted in the sources, each of which must be found.
 
 use duogpt::cuda::Cuda;
+use half::bf16;
 
+use crate::checks::spmspv::{Case, products_agree, selections_agree};
 use crate::checks::{
     activations_f32, cases, layer_agrees, masks_agree, panels_agree, scores_agree, small_sums_are_kept,
     statistics_agree, statistics_are_accurate,
@@ -18,6 +20,11 @@ fn check(name: &str, device: Emulator) -> Result<(), String> {
         "statistics" => statistics_agree(&device, &[33, 130])
             .and_then(|()| statistics_are_accurate(&device, &[(1, 33)]))
             .and_then(|()| small_sums_are_kept(&device)),
+        "select" => selections_agree::<bf16, _>(&device, &[33, 1100]),
+        "spmspv" => {
+            let case = |n, k| Case { n, k, weight_sparsity: 0.5, sparsity: 0.3 };
+            products_agree::<bf16, _>(&device, &[case(300, 70), case(300, 70), case(31, 129)])
+        }
         "layer" => cases()
             .iter()
             .skip(1)
@@ -28,19 +35,42 @@ fn check(name: &str, device: Emulator) -> Result<(), String> {
 }
 
 /// File, what stands there, what stands there instead, the check that must find it.
-const FAULTS: [(&str, &str, &str, &str); 45] = [
+const FAULTS: [(&str, &str, &str, &str); 69] = [
     // Barriers and shuffles.
+    ("common.cuh", "histogram[i] = 0;\n        __syncthreads();", "histogram[i] = 0;", "activation"),
     (
-        "activation.cu",
-        "histogram[thread] = 0;\n        __syncthreads();",
-        "histogram[thread] = 0;",
+        "common.cuh",
+        "if (kept) write(j, place);\n        __syncthreads();",
+        "if (kept) write(j, place);",
         "activation",
     ),
     (
-        "activation.cu",
-        "if (keep) kept[place] = j;\n        __syncthreads();",
-        "if (keep) kept[place] = j;",
-        "activation",
+        "select.cu",
+        "squares[threadIdx.x / WARP] = sum;\n    __syncthreads();",
+        "squares[threadIdx.x / WARP] = sum;",
+        "select",
+    ),
+    (
+        "spmspv.cu",
+        "Sums &sums, float *y, float *partial, u32 *arrived, u32 n) {\n    SHARED(u32, last);\n    u32 tile = blockIdx.x, splits = gridDim.y, row = threadIdx.x;\n    __syncthreads();",
+        "Sums &sums, float *y, float *partial, u32 *arrived, u32 n) {\n    SHARED(u32, last);\n    u32 tile = blockIdx.x, splits = gridDim.y, row = threadIdx.x;",
+        "spmspv",
+    ),
+    (
+        "spmspv.cu",
+        "partial[blockIdx.y * 256 + row] = sum;\n        __syncthreads();",
+        "partial[blockIdx.y * 256 + row] = sum;",
+        "spmspv",
+    ),
+    ("spmspv.cu", "__threadfence(); // what the block wrote, before it says so", "", "spmspv"),
+    ("spmspv.cu", "__threadfence(); // and what the others wrote, after they said so", "", "spmspv"),
+    ("spmspv.cu", "__syncwarp(); // the next piece has the same rows on other lanes", "", "spmspv"),
+    ("spmspv.cu", "own[row] = 0.0f;\n        __syncwarp();", "own[row] = 0.0f;", "spmspv"),
+    (
+        "spmspv.cu",
+        "u32 place = __shfl_sync(ALL_LANES, of_lane, i + f);",
+        "u32 place = __shfl_sync(1u, of_lane, i + f);",
+        "spmspv",
     ),
     ("mask.cu", "counts[threadIdx.x] = 0;\n    __syncthreads();", "counts[threadIdx.x] = 0;", "mask"),
     ("mask.cu", "above -= sum;\n    __syncthreads();", "above -= sum;", "mask"),
@@ -59,12 +89,10 @@ const FAULTS: [(&str, &str, &str, &str); 45] = [
     ),
     ("factor.cu", "    __syncwarp(); // the diagonal is read before it is cleared\n", "", "layer"),
     // Bounds and tails.
-    (
-        "activation.cu",
-        "if (j < k) {\n            u32 key",
-        "if (j <= k) {\n            u32 key",
-        "activation",
-    ),
+    ("common.cuh", "bool kept = j < k && keep(j);", "bool kept = j <= k && keep(j);", "activation"),
+    ("spmspv.cu", "if (tile * 256 + row < n) y", "if (tile * 256 + row <= n) y", "spmspv"),
+    ("spmspv.cu", "length / warps + (warp < more);", "length / warps;", "spmspv"),
+    ("spmspv.cu", "offsets[piece + 1] * 8;", "offsets[piece + 1] * 8 - 8;", "spmspv"),
     ("score.cu", "if (i >= (u64)n * width) return;", "if (i > (u64)n * width) return;", "score"),
     ("score.cu", "if (i >= (u64)n * width) return;", "if (i + 1 >= (u64)n * width) return;", "score"),
     ("panel.cu", "if (real && c < width) {", "if (c < width) {", "panel"),
@@ -85,7 +113,25 @@ const FAULTS: [(&str, &str, &str, &str); 45] = [
         "u64 row = (u64)blockIdx.x * 4 + threadIdx.x / WARP;",
         "panel",
     ),
+    (
+        "common.cuh",
+        "if (w < warp) place += kept_by_warp[w];",
+        "if (w <= warp) place += kept_by_warp[w];",
+        "select",
+    ),
+    ("common.cuh", "rank = found.rank;", "rank = rank;", "select"),
+    ("spmspv.cu", "LISTED ? columns[first + lane]", "LISTED ? columns[first]", "spmspv"),
+    ("spmspv.cu", "__popc(words[i] & (odd - 1))", "__popc(words[i] & (even - 1))", "spmspv"),
+    ("spmspv.cu", "load_if<-1>", "load_if<0>", "spmspv"),
+    ("spmspv.cu", "lane / 16 * 128", "lane / 16 * 64", "spmspv"),
+    ("spmspv.cu", "if (row == 0) arrived[tile] = 0;", "", "spmspv"),
     // Comparisons and signs.
+    ("common.cuh", "+ 0x7fff + (bits >> 16 & 1)", "+ 0x8000", "select"),
+    ("select.cu", "key >= lowest", "key > lowest", "select"),
+    ("select.cu", "<= threshold)", "< threshold)", "select"),
+    ("select.cu", "return kept && key != 0;", "return kept;", "select"),
+    ("select.cu", "sum / k + eps", "sum / k - eps", "select"),
+    ("spmspv.cu", "== splits - 1;", "== splits - 2;", "spmspv"),
     ("activation.cu", "keep = key >= threshold", "keep = key > threshold", "activation"),
     (
         "mask.cu",
@@ -167,14 +213,14 @@ fn every_planted_fault_is_found() {
 }
 
 /// Every result of every kernel, replaced by zeros.
-const ZEROED: [(&str, &str, &str, &str); 16] = [
+const ZEROED: [(&str, &str, &str, &str); 22] = [
     (
         "activation.cu",
         "out[j] = keep ? x[j] : Magnitude<T>::zero();",
         "out[j] = Magnitude<T>::zero();",
         "activation",
     ),
-    ("activation.cu", "if (keep) kept[place] = j;", "if (keep) kept[place] = 0;", "activation"),
+    ("activation.cu", "kept[place] = j;", "kept[place] = 0;", "activation"),
     ("activation.cu", "count[blockIdx.x] = total;", "count[blockIdx.x] = 0;", "activation"),
     ("score.cu", "s[at] = square * scale[column];", "s[at] = 0.0f;", "score"),
     ("mask.cu", "mask[at] = order_key(s[at]) <= selection[0];", "mask[at] = 0;", "mask"),
@@ -199,6 +245,17 @@ const ZEROED: [(&str, &str, &str, &str); 16] = [
     ),
     ("statistics.cu", "*high = sum + error;", "*high = 0.0f;", "statistics"),
     ("statistics.cu", "out[i] = (high[at] + low[at]) / count;", "out[i] = 0.0f;", "statistics"),
+    ("select.cu", "h[j] = nearest<T>(scaled * widen(g[j]));", "h[j] = Magnitude<T>::zero();", "select"),
+    ("select.cu", "columns[place] = j;", "columns[place] = 0;", "select"),
+    ("select.cu", "values[place] = widen(h[j]);", "values[place] = 0.0f;", "select"),
+    ("select.cu", "*count = total;", "*count = 0;", "select"),
+    ("spmspv.cu", "y[tile * 256 + row] = sum;", "y[tile * 256 + row] = 0.0f;", "spmspv"),
+    (
+        "spmspv.cu",
+        "partial[blockIdx.y * 256 + row] = sum;",
+        "partial[blockIdx.y * 256 + row] = 0.0f;",
+        "spmspv",
+    ),
 ];
 
 #[test]
@@ -211,7 +268,7 @@ fn no_result_can_be_zeros() {
 
 #[test]
 fn without_a_fault_the_same_checks_pass() {
-    for name in ["activation", "score", "mask", "panel", "statistics", "layer"] {
+    for name in ["activation", "score", "mask", "panel", "statistics", "layer", "select", "spmspv"] {
         check(name, Emulator::new(5)).unwrap_or_else(|found| panic!("{name}: {found}"));
     }
 }

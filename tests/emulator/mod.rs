@@ -81,8 +81,11 @@ impl Emulator {
     /// As [`with_fault`](Self::with_fault).
     pub fn with_faults(seed: u64, faults: &[(&'static str, &str, &str)]) -> Self {
         let edit = |&(file, from, to): &(&'static str, &str, &str)| {
-            let source =
-                duogpt::cuda::KERNEL_FILES.iter().find(|f| f.name == file).expect("a kernel file").source;
+            let mut sources = duogpt::cuda::KERNEL_FILES.iter().map(|f| (f.name, f.source));
+            let source = match file {
+                "common.cuh" => COMMON,
+                _ => sources.find(|(name, _)| *name == file).expect("a kernel file").1,
+            };
             assert_eq!(source.matches(from).count(), 1, "`{from}` is not in {file} exactly once");
             (file, from.into(), to.into())
         };
@@ -101,9 +104,10 @@ impl Emulator {
         (regions.len(), regions.values().sum())
     }
 
-    fn source(&self, file: &KernelFile) -> String {
-        let mut source = file.source.to_string();
-        for (_, from, to) in self.edits.iter().filter(|(name, ..)| *name == file.name) {
+    /// A source with its faults.
+    fn source(&self, name: &str, source: &str) -> String {
+        let mut source = source.to_string();
+        for (_, from, to) in self.edits.iter().filter(|(file, ..)| *file == name) {
             source = source.replacen(from, to, 1);
         }
         source
@@ -186,7 +190,8 @@ impl Device for Emulator {
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
-        let library = compiled(launch.file.name, &self.source(launch.file))?;
+        let KernelFile { name, source } = *launch.file;
+        let library = compiled(name, &self.source("common.cuh", COMMON), &self.source(name, source))?;
         let seed = self.seed.fetch_add(1, Ordering::Relaxed);
         let regions: Vec<(u64, usize)> = self.regions.lock().unwrap().iter().map(|(a, b)| (*a, *b)).collect();
         library.run(launch, &regions, seed).map_err(|report| DeviceError::Failed {
@@ -359,14 +364,15 @@ type Libraries = HashMap<String, Result<Arc<Compiled>, DeviceError>>;
 /// The libraries loaded so far, by source.
 static LIBRARIES: LazyLock<Mutex<Libraries>> = LazyLock::new(Mutex::default);
 
-fn compiled(name: &str, source: &str) -> Result<Arc<Compiled>, DeviceError> {
+fn compiled(name: &str, common: &str, source: &str) -> Result<Arc<Compiled>, DeviceError> {
+    let text = text(name, common, source);
     let mut libraries = LIBRARIES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    libraries.entry(source.to_string()).or_insert_with(|| compile(name, source).map(Arc::new)).clone()
+    libraries.entry(text).or_insert_with_key(|text| compile(name, text).map(Arc::new)).clone()
 }
 
-/// Compiles common.cuh, a kernel file and the runtime into one library, kept under target/tmp for the next run.
-fn compile(name: &str, source: &str) -> Result<Compiled, DeviceError> {
-    let mut text = format!("{PRELUDE}\n#line 1 \"common.cuh\"\n{COMMON}\n#line 1 \"{name}\"\n{source}\n");
+/// What g++ compiles: prelude, common.cuh, a kernel file, and the callers of its kernels.
+fn text(name: &str, common: &str, source: &str) -> String {
+    let mut text = format!("{PRELUDE}\n#line 1 \"common.cuh\"\n{common}\n#line 1 \"{name}\"\n{source}\n");
     for kernel in KernelFile::kernels_of(source) {
         text +=
             &format!("extern \"C\" void call_{kernel}(void *const *a) {{ emulator_call({kernel}, a); }}\n");
@@ -375,13 +381,18 @@ fn compile(name: &str, source: &str) -> Result<Compiled, DeviceError> {
              {{ return emulator_fits({kernel}, s, n); }}\n"
         );
     }
+    text
+}
+
+/// Compiles a text and the runtime into one library, kept under target/tmp for the next run.
+fn compile(name: &str, text: &str) -> Result<Compiled, DeviceError> {
     let mut hasher = DefaultHasher::new();
-    (&text, RUNTIME, FLAGS, WATCHED).hash(&mut hasher);
+    (text, RUNTIME, FLAGS, WATCHED).hash(&mut hasher);
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}", hasher.finish()));
     if !kept.join("kernel.so").exists() {
         let building =
             tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a writable target directory");
-        build(name, &text, building.path())?;
+        build(name, text, building.path())?;
         // Another process may have been faster; its library is the same.
         if fs::rename(building.path(), &kept).is_ok() {
             let _ = building.keep();

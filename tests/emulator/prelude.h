@@ -10,6 +10,9 @@
 struct Index3 {
     unsigned x, y, z;
 };
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 // Where in the source a call stands.
 struct Site {
     const char *file;
@@ -27,6 +30,7 @@ void emulator_barrier(Site site);
 unsigned long long emulator_exchange(const char *what, unsigned mask, unsigned long long value, int source, Site site);
 void *emulator_shared(const void *declaration, unsigned long bytes, const char *name, Site site);
 void emulator_atomic(void *address, unsigned long bytes, Site site);
+void emulator_fence();
 // Copies 16 bytes, which land when this thread waits for their group.
 void emulator_copy(void *to, const void *from, Site site);
 void emulator_copy_commit();
@@ -50,6 +54,7 @@ inline void __syncthreads(HERE(file, line)) { emulator_barrier(Site{file, line})
 inline void __syncwarp(unsigned mask = 0xffffffffu, HERE(file, line)) {
     emulator_exchange("__syncwarp", mask, 0, -1, Site{file, line});
 }
+inline void __threadfence() { emulator_fence(); }
 inline unsigned __ballot_sync(unsigned mask, int predicate, HERE(file, line)) {
     return emulator_exchange("__ballot_sync", mask, predicate != 0, -1, Site{file, line});
 }
@@ -115,6 +120,8 @@ inline float __uint_as_float(unsigned bits) {
     return value;
 }
 inline float fabsf(float x) { return __builtin_fabsf(x); }
+inline float fmaf(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
+inline float sqrtf(float x) { return __builtin_sqrtf(x); }
 inline float f16_to_float(unsigned short bits) {
     _Float16 x;
     __builtin_memcpy(&x, &bits, 2);

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -46,7 +47,13 @@ constexpr uint64_t MOST_ACCESSES = 4'000'000'000; // a kernel that does more is 
 
 // When and by whom a piece of memory was last written and read. Threads are numbered from 1 across blocks.
 struct Moment {
-    uint32_t barriers = 0, warp_barriers = 0;
+    uint32_t barriers = 0, warp_barriers = 0, fences = 0;
+};
+// What thread `by` had done, or had seen done behind a barrier of its block, before a __threadfence: another block that meets
+// it through an atomic on one word, and then has a __threadfence itself, sees it.
+struct Release {
+    uint32_t by;
+    Moment fence;
 };
 struct Cell {
     uint32_t writer = 0;
@@ -108,6 +115,9 @@ struct Thread {
     unsigned mask;
     uint64_t value;
     int source;
+    bool fenced;
+    Moment fence;                    // the last one
+    std::vector<Release> met, seen; // by atomics; and after a fence
 };
 
 Launch *launch;
@@ -117,13 +127,14 @@ std::vector<Thread> threads;
 std::vector<unsigned> runnable;
 unsigned exited, at_barrier;
 std::vector<Memory> global, shared;
+std::map<uintptr_t, std::vector<Release>> released; // by the word of the atomics
+std::vector<Release> seen_by_block;                 // by all its threads: there was a barrier since
 struct Declared {
     const void *declaration;
     std::vector<uint8_t> bytes;
 };
 std::vector<Declared *> declared;
 uint8_t *stacks;
-size_t stack_count;
 ucontext_t host;
 bool failed;
 uint64_t accesses, random_state;
@@ -193,11 +204,17 @@ void wake(unsigned thread) {
     runnable.push_back(thread);
 }
 
+void append(std::vector<Release> &to, const std::vector<Release> &from) {
+    to.insert(to.end(), from.begin(), from.end());
+}
+
 void release_barrier() {
     if (at_barrier == 0 || at_barrier + exited < thread_count) return;
     for (unsigned t = 0; t < thread_count; t++)
         if (threads[t].state == State::barrier) {
             threads[t].now.barriers++;
+            append(seen_by_block, threads[t].seen);
+            threads[t].seen.clear();
             wake(t);
         }
     at_barrier = 0;
@@ -222,12 +239,16 @@ void prepare_thread(unsigned number) {
     thread.copies.clear();
     thread.groups = 0;
     thread.now = Moment();
+    thread.fenced = false;
+    thread.met.clear();
+    thread.seen.clear();
     wake(number);
 }
 
 void run_block() {
     exited = at_barrier = 0;
     runnable.clear();
+    seen_by_block.clear();
     for (unsigned t = 0; t < thread_count; t++) prepare_thread(t);
     size_t pick_first = draw() % runnable.size();
     current = runnable[pick_first];
@@ -244,7 +265,18 @@ void run_block() {
 // Whether what happened at `then` by thread `id` surely comes before what the current thread does now.
 bool before(uint32_t id, uint8_t more, Moment then) {
     if (id == identity() && more == 0) return true;
-    if (more == 3 || block_of(id) != block_number) return false;
+    if (more == 3) return false;
+    if (block_of(id) != block_number) {
+        auto covers = [&](const Release &release) {
+            if (block_of(release.by) != block_of(id)) return false;
+            bool own = more == 0 && release.by == id && then.fences < release.fence.fences;
+            return own || then.barriers < release.fence.barriers;
+        };
+        for (auto *seen : {&seen_by_block, &threads[current].seen})
+            for (const Release &release : *seen)
+                if (covers(release)) return true;
+        return false;
+    }
     Moment now = threads[current].now;
     if (then.barriers < now.barriers) return true;
     return more < 2 && warp_of(id) == warp_of(identity()) && then.warp_barriers < now.warp_barriers;
@@ -351,16 +383,13 @@ void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter
         bool both_atomic = kind == Kind::atomic && cell.atomic;
         if (cell.writer && !both_atomic && !before(cell.writer, 0, cell.written)) race("wrote", cell.writer);
         if (kind == Kind::read) {
-            bool another = cell.reader && cell.reader != self;
-            bool concurrent = another && (block_of(cell.reader) != block_number || cell.more_readers == 3 ||
-                                          cell.read.barriers == now.barriers);
-            if (!concurrent) {
-                bool keeps = cell.reader == self && cell.read.barriers == now.barriers;
-                if (!keeps) cell.more_readers = 0;
+            // A read that comes after all earlier ones stands for them: whatever comes after it comes after them.
+            if (!cell.reader || before(cell.reader, cell.more_readers, cell.read)) {
+                cell.more_readers = 0;
             } else {
-                uint8_t more = block_of(cell.reader) != block_number       ? 3
+                uint8_t more = block_of(cell.reader) != block_number   ? 3
                                : warp_of(cell.reader) != warp_of(self) ? 2
-                                                                           : 1;
+                                                                       : 1;
                 if (more > cell.more_readers) cell.more_readers = more;
             }
             cell.reader = self;
@@ -638,6 +667,24 @@ void *emulator_shared(const void *declaration, unsigned long bytes, const char *
 
 void emulator_atomic(void *address, unsigned long bytes, Site site) {
     access((uintptr_t)address, bytes, Kind::atomic, 0, &site);
+    Thread &self = threads[current];
+    auto &here = released[(uintptr_t)address];
+    std::vector<Release> earlier = here;
+    if (self.fenced) {
+        here.push_back({identity(), self.fence});
+        append(here, self.seen);
+        append(here, seen_by_block);
+    }
+    append(self.met, earlier);
+}
+
+void emulator_fence() {
+    Thread &self = threads[current];
+    self.now.fences++;
+    self.fenced = true;
+    self.fence = self.now;
+    append(self.seen, self.met);
+    self.met.clear();
 }
 
 // Runs a kernel. 0: done; 1: a check failed, and the report says which.
@@ -648,16 +695,15 @@ int emulator_launch(Launch *todo) {
     random_state = launch->seed;
     accesses = 0;
     failed = false;
+    released.clear();
     thread_count = launch->block.x * launch->block.y * launch->block.z;
     unsigned block_count = launch->grid.x * launch->grid.y * launch->grid.z;
-    if (stack_count < thread_count) {
-        if (stacks) munmap(stacks, stack_count * STACK);
-        stack_count = thread_count;
-        stacks = (uint8_t *)mmap(nullptr, stack_count * STACK, PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stacks == MAP_FAILED) abort();
-        for (size_t t = 0; t < stack_count; t++) mprotect(stacks + t * STACK, PAGE, PROT_NONE);
-    }
+    // Two mappings a thread: those of all libraries of a process together would be more than it may have.
+    stacks = (uint8_t *)mmap(nullptr, thread_count * STACK, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) abort();
+    for (size_t t = 0; t < thread_count; t++)
+        if (mprotect(stacks + t * STACK, PAGE, PROT_NONE)) abort();
     global.clear();
     for (size_t i = 0; i < launch->region_count; i++) {
         Memory memory;
@@ -679,6 +725,7 @@ int emulator_launch(Launch *todo) {
         run_block();
     }
     for (Memory &memory : global) memory.unmap();
+    munmap(stacks, thread_count * STACK);
     launch = nullptr;
     return failed;
 }

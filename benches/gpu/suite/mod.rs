@@ -21,6 +21,7 @@ mod layer;
 mod mask;
 mod panel;
 mod score;
+mod spmspv;
 mod statistics;
 
 /// All cases of all kernels, in the order of the algorithm.
@@ -32,6 +33,7 @@ pub fn all<D: Machine>(suite: &mut Suite<D>) {
     mask::cases(suite);
     panel::cases(suite);
     layer::cases(suite);
+    spmspv::cases(suite);
 }
 
 /// What can be timed.
@@ -41,6 +43,12 @@ pub trait Clock {
 
     /// Bytes of the last-level cache.
     fn cache_bytes(&self) -> usize;
+
+    /// y = W x by the vendor's library, the baseline of decoding products: W (n x k) in bf16, its columns padded to a multiple of 8,
+    /// x in bf16, y in f32, by their addresses. Does nothing where there is no such library.
+    fn library_product(&self, _shape: (usize, usize), _w: u64, _x: u64, _y: u64) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A device with a clock.
@@ -283,6 +291,8 @@ pub struct Suite<'a, D> {
     pub shapes: Vec<Shape>,
     /// Tokens of one sequence.
     pub tokens: usize,
+    /// Decoder layers of a model: LLaMA-2-7B's.
+    pub layers: usize,
     pace: Pace,
     /// Case names must contain one of these, if there are any.
     filters: Vec<String>,
@@ -303,7 +313,7 @@ impl<'a, D: Clock> Suite<'a, D> {
     pub fn new(device: &'a D, shapes: Vec<Shape>, tokens: usize, pace: Pace) -> Self {
         let (filters, peer) = (Vec::new(), Peer::new());
         let (lines, ran, failed) = (Vec::new(), Vec::new(), Vec::new());
-        Suite { device, shapes, tokens, pace, filters, peer, lines, ran, failed }
+        Suite { device, shapes, tokens, layers: 32, pace, filters, peer, lines, ran, failed }
     }
 
     /// Only the cases whose name contains one of these.

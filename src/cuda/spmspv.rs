@@ -1,0 +1,235 @@
+//! y = W (x * mask) on the device, over each storage format; see [`reference::spmspv`](crate::reference::spmspv).
+//!
+//! A product takes its list of columns from where [`Selected::select`] leaves it: between the activations of a linear and its
+//! output nothing waits for the host. Several matrices with one x (q, k and v; gate and up) are one product when their
+//! rows are stacked.
+
+use super::activation::Activation;
+use super::device::{Argument, Buffer, Device, DeviceError, Launch};
+use super::select::Selected;
+use super::{SPMSPV, THREADS, number};
+use crate::reference::spmspv::{self, Format, TILE, Value};
+
+/// Numbers that weights are stored in on a device.
+pub trait Element: Value + Activation {}
+impl<T: Value + Activation> Element for T {}
+
+/// Blocks of a launch: four for each of an H200's 132 SMs, all at once. The same for every device, so that the order of a sum,
+/// and with it the bits of y, depend on the shape alone.
+const BLOCKS: usize = 528;
+
+/// The fewest columns of a block's share: four for each of its warps.
+const FEWEST_COLUMNS: usize = 32;
+
+/// Room for the sums of the splits. One for all products of a device: they come one after the other.
+pub struct Scratch<D: Device> {
+    partial: Buffer<f32, D>,
+    /// How many splits of each tile are done; zero between products.
+    arrived: Buffer<u32, D>,
+}
+
+impl<D: Device> Scratch<D> {
+    /// Half a megabyte, enough for every shape.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn new(device: &D) -> Result<Self, DeviceError> {
+        Ok(Scratch { partial: Buffer::new(device, BLOCKS * TILE)?, arrived: Buffer::zeros(device, BLOCKS)? })
+    }
+}
+
+/// Into how many pieces the active columns are split.
+fn splits(n: usize, k: usize) -> usize {
+    (BLOCKS / n.div_ceil(TILE)).clamp(1, k.div_ceil(FEWEST_COLUMNS).max(1))
+}
+
+/// A weight (n x k) on a device, in one of the formats.
+pub trait Weight<T: Element, D: Device>: Sized {
+    /// The format it comes from.
+    type Host: Format<T>;
+
+    /// Copies a weight to the device.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    ///
+    /// # Panics
+    /// When it has 2^32 values or more: kernels count in 32 bits.
+    fn new(device: &D, weight: &Self::Host) -> Result<Self, DeviceError>;
+
+    /// (n, k).
+    fn dim(&self) -> (usize, usize);
+
+    /// Of the kernels that read it.
+    const KERNEL: &'static str;
+
+    /// The kernels' arguments for it.
+    fn arguments(&self, device: &D) -> Vec<Argument>;
+
+    /// y (n) = the sum over the selected columns of W_ij x_j, in f32. The same bits every time.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    ///
+    /// # Panics
+    /// When shapes do not fit.
+    fn product<X: Activation>(
+        &self,
+        device: &D,
+        x: &Selected<X, D>,
+        scratch: &Scratch<D>,
+        y: &Buffer<f32, D>,
+    ) -> Result<(), DeviceError> {
+        assert_eq!(x.columns.len(), self.dim().1, "a selection of another length");
+        let mut arguments = self.arguments(device);
+        arguments.extend([x.columns.argument(device), x.x.argument(device), x.count.argument(device)]);
+        run(device, &format!("{}_{}", Self::KERNEL, T::SUFFIX), self.dim(), arguments, scratch, y, &[])
+    }
+}
+
+/// Launches a product: `first`, y and scratch, n, `last`.
+fn run<D: Device>(
+    device: &D,
+    kernel: &str,
+    (n, k): (usize, usize),
+    first: Vec<Argument>,
+    scratch: &Scratch<D>,
+    y: &Buffer<f32, D>,
+    last: &[Argument],
+) -> Result<(), DeviceError> {
+    assert_eq!(y.len(), n, "an output of another length");
+    if n == 0 {
+        return Ok(());
+    }
+    let mut arguments = first;
+    arguments.extend([y, &scratch.partial].map(|buffer| buffer.argument(device)));
+    arguments.extend([scratch.arrived.argument(device), number(n).into()]);
+    arguments.extend(last);
+    let grid = (number(n.div_ceil(TILE)), number(splits(n, k)));
+    device.launch(&Launch { file: &SPMSPV, kernel, grid, block: THREADS, arguments })
+}
+
+fn upload<T: Activation, D: Device>(device: &D, values: &[T]) -> Result<Buffer<T, D>, DeviceError> {
+    number(values.len());
+    Buffer::from_host(device, values)
+}
+
+/// [`spmspv::Dense`] on a device: columns that are not selected are not read.
+pub struct Dense<T, D: Device> {
+    dim: (usize, usize),
+    values: Buffer<T, D>,
+}
+
+impl<T: Element, D: Device> Weight<T, D> for Dense<T, D> {
+    type Host = spmspv::Dense<T>;
+
+    fn new(device: &D, weight: &Self::Host) -> Result<Self, DeviceError> {
+        Ok(Dense { dim: weight.dim(), values: upload(device, weight.values())? })
+    }
+
+    fn dim(&self) -> (usize, usize) {
+        self.dim
+    }
+
+    const KERNEL: &'static str = "skip";
+
+    fn arguments(&self, device: &D) -> Vec<Argument> {
+        vec![self.values.argument(device)]
+    }
+}
+
+impl<T: Element, D: Device> Dense<T, D> {
+    /// Where the first column begins, for a library's call.
+    pub fn address(&self, device: &D) -> u64 {
+        self.values.address(device, 0)
+    }
+
+    /// y (n) = W x for all of x (k), in f32: what sparsity has to beat.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    ///
+    /// # Panics
+    /// When shapes do not fit.
+    pub fn gemv(
+        &self,
+        device: &D,
+        x: &Buffer<f32, D>,
+        scratch: &Scratch<D>,
+        y: &Buffer<f32, D>,
+    ) -> Result<(), DeviceError> {
+        assert_eq!(x.len(), self.dim.1, "activations of another length");
+        let arguments = vec![self.values.argument(device), x.argument(device)];
+        let kernel = format!("gemv_{}", T::SUFFIX);
+        run(device, &kernel, self.dim, arguments, scratch, y, &[number(self.dim.1).into()])
+    }
+}
+
+/// [`spmspv::TileIndex`] on a device.
+pub struct Index<T, D: Device> {
+    dim: (usize, usize),
+    values: Buffer<T, D>,
+    rows: Buffer<u8, D>,
+    offsets: Buffer<u32, D>,
+}
+
+impl<T: Element, D: Device> Weight<T, D> for Index<T, D> {
+    type Host = spmspv::TileIndex<T>;
+
+    fn new(device: &D, weight: &Self::Host) -> Result<Self, DeviceError> {
+        Ok(Index {
+            dim: weight.dim(),
+            values: upload(device, weight.values())?,
+            rows: Buffer::from_host(device, weight.rows())?,
+            offsets: Buffer::from_host(device, weight.pieces().offsets())?,
+        })
+    }
+
+    fn dim(&self) -> (usize, usize) {
+        self.dim
+    }
+
+    const KERNEL: &'static str = "index";
+
+    fn arguments(&self, device: &D) -> Vec<Argument> {
+        vec![self.values.argument(device), self.rows.argument(device), self.offsets.argument(device)]
+    }
+}
+
+/// [`spmspv::TileBitmap`] on a device.
+pub struct Bitmap<T, D: Device> {
+    dim: (usize, usize),
+    values: Buffer<T, D>,
+    bitmap: Buffer<u32, D>,
+    prefix: Buffer<u8, D>,
+    offsets: Buffer<u32, D>,
+}
+
+impl<T: Element, D: Device> Weight<T, D> for Bitmap<T, D> {
+    type Host = spmspv::TileBitmap<T>;
+
+    fn new(device: &D, weight: &Self::Host) -> Result<Self, DeviceError> {
+        Ok(Bitmap {
+            dim: weight.dim(),
+            values: upload(device, weight.values())?,
+            bitmap: Buffer::from_host(device, weight.bitmap().as_flattened())?,
+            prefix: Buffer::from_host(device, weight.prefix().as_flattened())?,
+            offsets: Buffer::from_host(device, weight.pieces().offsets())?,
+        })
+    }
+
+    fn dim(&self) -> (usize, usize) {
+        self.dim
+    }
+
+    const KERNEL: &'static str = "bitmap";
+
+    fn arguments(&self, device: &D) -> Vec<Argument> {
+        vec![
+            self.values.argument(device),
+            self.bitmap.argument(device),
+            self.prefix.argument(device),
+            self.offsets.argument(device),
+        ]
+    }
+}
