@@ -1,4 +1,4 @@
-//! Statistics of the calibration data on the device; see [`reference::statistics`](crate::reference::statistics).
+//! Statistics of the calibration data on the device; see [`reference::statistics`].
 
 use std::cell::Cell;
 use std::ops::Range;
