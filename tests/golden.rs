@@ -247,7 +247,7 @@ fn foreign_file() -> Result<(), Failed> {
 fn faults_of_kernels() -> Result<(), Failed> {
     let faults = [
         ("activation.cu", "keep = key >= threshold", "keep = key > threshold", "activation pruning"),
-        ("statistics.cu", "dense[i] - sparse[i]", "sparse[i] - dense[i]", "statistics: dX X^T"),
+        ("statistics.cu", "d = dense_x - sparse_x;", "d = sparse_x - dense_x;", "statistics: dX X^T"),
         ("factor.cu", "order[i % k]] * scale;", "order[i % k]] * scale * 1.00001f;", "factor: L^T"),
         ("factor.cu", "if (j <= p) row[j] = 0.0f;", "if (j < p) row[j] = 0.0f;", "alpha D"),
         ("factor.cu", "(a[p] - b + 2.0f * c)", "(a[p] - b - 2.0f * c)", "factor of the score"),

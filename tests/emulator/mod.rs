@@ -384,24 +384,42 @@ fn text(name: &str, common: &str, source: &str) -> String {
     text
 }
 
-/// Compiles a text and the runtime into one library, kept under target/tmp for the next run.
+/// Compiles a text, and the runtime once for all of them, into one library.
 fn compile(name: &str, text: &str) -> Result<Compiled, DeviceError> {
-    let mut hasher = DefaultHasher::new();
-    (text, RUNTIME, FLAGS, WATCHED).hash(&mut hasher);
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}", hasher.finish()));
-    if !kept.join("kernel.so").exists() {
-        let building =
-            tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a writable target directory");
-        build(name, text, building.path())?;
-        // Another process may have been faster; its library is the same.
-        if fs::rename(building.path(), &kept).is_ok() {
-            let _ = building.keep();
-        }
-    }
-    let path = kept.join("kernel.so");
+    let runtime = kept((RUNTIME, FLAGS), |directory| {
+        fs::write(directory.join("runtime.cpp"), RUNTIME).expect("a writable directory");
+        // Hardened headers take a jump between fibers for an error.
+        let flags = ["-O2", "-U_FORTIFY_SOURCE"];
+        run_compiler("runtime.cpp", directory, &flags, &["-c", "-o", "runtime.o", "runtime.cpp"])
+    })?;
+    let library = kept((text, RUNTIME, FLAGS, WATCHED), |directory| {
+        fs::write(directory.join("kernel.cpp"), text).expect("a writable directory");
+        run_compiler(name, directory, &WATCHED, &["-c", "-o", "kernel.o", "kernel.cpp"])?;
+        let runtime = runtime.join("runtime.o");
+        let runtime = runtime.to_str().expect("a path that is text");
+        let link = ["-shared", "-Wl,-Bsymbolic"];
+        run_compiler(name, directory, &link, &["-o", "kernel.so", "kernel.o", runtime])
+    })?;
+    let path = library.join("kernel.so");
     // SAFETY: built from sources of this repository; it runs no code when it is loaded.
     let library = unsafe { Library::new(&path) }.expect("a library just linked");
     Ok(Compiled { library, path, lock: Mutex::new(()) })
+}
+
+/// The directory under target/tmp that `make` fills, or filled in an earlier run with the same key.
+fn kept(key: impl Hash, make: impl FnOnce(&Path) -> Result<(), DeviceError>) -> Result<PathBuf, DeviceError> {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}", hasher.finish()));
+    if !kept.exists() {
+        let making = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a writable target directory");
+        make(making.path())?;
+        // Another process may have been faster; what it made is the same.
+        if fs::rename(making.path(), &kept).is_ok() {
+            let _ = making.keep();
+        }
+    }
+    Ok(kept)
 }
 
 const PRELUDE: &str = include_str!("prelude.h");
@@ -411,21 +429,13 @@ const FLAGS: [&str; 5] = ["-std=c++17", "-gdwarf-4", "-fPIC", "-fno-exceptions",
 const WATCHED: [&str; 4] =
     ["-O1", "-fsanitize=thread", "-fno-tree-loop-distribute-patterns", "-Wno-unknown-pragmas"];
 
-fn build(name: &str, text: &str, directory: &Path) -> Result<(), DeviceError> {
-    fs::write(directory.join("kernel.cpp"), text).expect("a writable directory");
-    fs::write(directory.join("runtime.cpp"), RUNTIME).expect("a writable directory");
+fn run_compiler(name: &str, directory: &Path, flags: &[&str], arguments: &[&str]) -> Result<(), DeviceError> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-    let run = |flags: &[&str], arguments: &[&str]| {
-        let output =
-            Command::new(&compiler).current_dir(directory).args(FLAGS).args(flags).args(arguments).output();
-        let failed = |log| DeviceError::Compile { file: name.into(), log };
-        let output =
-            output.map_err(|error| failed(format!("{compiler} does not start ({error}); install g++")))?;
-        let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { Err(failed(log)) }
-    };
-    run(&WATCHED, &["-c", "-o", "kernel.o", "kernel.cpp"])?;
-    // Hardened headers take a jump between fibers for an error.
-    run(&["-O2", "-U_FORTIFY_SOURCE"], &["-c", "-o", "runtime.o", "runtime.cpp"])?;
-    run(&["-shared", "-Wl,-Bsymbolic"], &["-o", "kernel.so", "kernel.o", "runtime.o"])
+    let output =
+        Command::new(&compiler).current_dir(directory).args(FLAGS).args(flags).args(arguments).output();
+    let failed = |log| DeviceError::Compile { file: name.into(), log };
+    let output =
+        output.map_err(|error| failed(format!("{compiler} does not start ({error}); install g++")))?;
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(()) } else { Err(failed(log)) }
 }
