@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard};
 
 /// Writes down its name, its arguments and what it was told; fails where a file `<name>.fails` says so.
 const PROGRAM: &str = r#"#!/bin/sh
@@ -22,11 +23,19 @@ case $1 in
 esac
 "#;
 
-struct Bundle(tempfile::TempDir);
+/// One bundle at a time: a process that another thread starts while a program is written holds it open for a moment, and
+/// what is open for writing cannot be run.
+struct Bundle {
+    directory: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Bundle {
     fn new() -> Self {
-        let bundle = Bundle(tempfile::tempdir().unwrap());
+        let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let bundle = Bundle { directory: tempfile::tempdir().unwrap(), _alone: alone };
         let root = bundle.root();
         let source = Path::new(env!("CARGO_MANIFEST_DIR"));
         for directory in ["bin", "scripts", "path", "fixtures"] {
@@ -43,7 +52,7 @@ impl Bundle {
     }
 
     fn root(&self) -> &Path {
-        self.0.path()
+        self.directory.path()
     }
 
     fn program(&self, name: &str, text: &str) {
