@@ -1,7 +1,7 @@
 //! y = W (x * mask) on a CPU, as fast as memory delivers W.
 //!
 //! The storage formats are those of [`reference::spmspv`](crate::reference::spmspv), and so is the meaning. What is added
-//! here: tiles of rows are spread over rayon's threads; four columns at a time are added to the sums of a tile, which stay
+//! here: tiles of rows are spread over rayon's threads; eight columns at a time are added to the sums of a tile, which stay
 //! in the first-level cache; packed values are expanded by the processor's own instructions where it has them.
 //!
 //! Every output is the sum over the selected columns in ascending order, in f32, each step one fused multiply-add. So
@@ -164,7 +164,7 @@ fn bytes_of_pieces(pieces: &Pieces, columns: &[u32], per_value: usize, per_piece
     columns.iter().map(|&j| (0..tiles).map(|tile| of_piece(j as usize, tile)).sum::<usize>()).sum()
 }
 
-/// Where a register takes rows of one column as they come.
+/// With registers that hold rows of one column.
 macro_rules! by_rows {
     () => {
         #[cfg(target_arch = "x86_64")]
@@ -209,17 +209,7 @@ impl<V: Vector> Kernels for TileIndex<V> {
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::index(self, x, first, sums);
     }
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "fma,f16c")]
-    unsafe fn avx2(&self, x: &Selected, first: usize, sums: &mut [f32]) {
-        // No instruction adds to scattered places faster than one by one does; but the multiply-add is one here.
-        portable::index(self, x, first, sums);
-    }
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx512(&self, x: &Selected, first: usize, sums: &mut [f32]) {
-        // SAFETY: who has AVX-512 has AVX2.
-        unsafe { self.avx2(x, first, sums) }
-    }
+    by_rows!();
 }
 
 impl<V: Vector> Kernels for TileBitmap<V> {
@@ -230,8 +220,8 @@ impl<V: Vector> Kernels for TileBitmap<V> {
         Format::bytes(self)
     }
     fn column_bytes(&self, columns: &[u32]) -> usize {
-        let of_piece = size_of::<u32>() + TILE / 32 * (size_of::<u32>() + size_of::<u8>());
-        bytes_of_pieces(self.pieces(), columns, size_of::<V>(), of_piece)
+        // Offset and bitmap. Values are found by counting bits, not by the prefixes.
+        bytes_of_pieces(self.pieces(), columns, size_of::<V>(), size_of::<u32>() + TILE / 8)
     }
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::bitmap(self, x, first, sums);

@@ -13,8 +13,6 @@ pub(super) fn dense<V: Value>(weight: &Dense<V>, x: &Selected, first: usize, sum
     }
 }
 
-// Inlined where the processor is known to have a fused multiply-add.
-#[inline(always)]
 pub(super) fn index<V: Value>(weight: &TileIndex<V>, x: &Selected, first: usize, sums: &mut [f32]) {
     let (tiles, _) = sums.as_chunks_mut::<TILE>();
     for (j, x) in x.iter() {
