@@ -13,7 +13,7 @@ use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::check_vocabulary;
 use crate::generate::stats::Stats;
 use crate::generate::{
-    Decoder, Fast, FormatKind, Generation, Products, Reference, Sampler, Stopped, TextStream, bandwidth,
+    Decoder, Fast, FormatKind, Generation, Products, Reference, Sampler, Stopped, TextStream,
     ends_of_sequence, generate,
 };
 use crate::linalg::Scalar;
@@ -185,7 +185,7 @@ fn continue_prompt<T: Scalar, P: Products<T>>(
     let generation =
         generate(&decoder, prompt, args.max_tokens, &ends, &mut sampler, |token| output.push(token))?;
     let text = output.finish()?;
-    let stats = args.stats.then(|| Stats::new(&decoder, prompt.len(), &generation, bandwidth::measure()));
+    let stats = args.stats.then(|| Stats::new(&decoder, prompt.len(), &generation));
     let Generation { tokens, stopped, .. } = &generation;
     if args.json {
         let text = tokenizer.map(|_| text.as_str());

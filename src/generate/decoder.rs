@@ -115,15 +115,14 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
         // First what is largest as it is read, while memory is empty.
         let weight = checkpoint.head::<f32>()?.weight;
         let (head, held_head) =
-            store(checkpoint, &checkpoint.lm_head_tensor(), &weight, Some(FormatKind::Dense))?;
-        drop(weight);
+            store(checkpoint, &checkpoint.lm_head_tensor(), weight, Some(FormatKind::Dense))?;
         checkpoint.drop_pages();
         observer.advance();
         let (mut layers, mut held) = (Vec::new(), Vec::new());
         for number in 0..config.num_hidden_layers {
             let store = |&linear: &Linear| -> Result<(P::Weight, Held), CheckpointError> {
                 let weight = checkpoint.linear::<f32>(number, linear)?;
-                let (weight, held) = store(checkpoint, &checkpoint.tensor(number, linear), &weight, format)?;
+                let (weight, held) = store(checkpoint, &checkpoint.tensor(number, linear), weight, format)?;
                 Ok((products.hold(weight), held))
             };
             let stored = config.linears().par_iter().map(store).collect::<Result<Vec<_>, _>>()?;
@@ -255,7 +254,7 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
 fn store(
     checkpoint: &Checkpoint,
     tensor: &str,
-    weight: &Array2<f32>,
+    weight: Array2<f32>,
     format: Option<FormatKind>,
 ) -> Result<(Weight, Held), CheckpointError> {
     let dtype =
@@ -263,7 +262,8 @@ fn store(
     let zeros = weight.iter().filter(|w| **w == 0.0).count();
     let sparsity = zeros as f64 / weight.len() as f64;
     let format = format.unwrap_or_else(|| FormatKind::best(dtype, 1.0 - sparsity));
-    let stored = Weight::new(weight.view(), dtype, format).ok_or_else(|| CheckpointError::Unsupported {
+    let shape = weight.dim();
+    let stored = Weight::new(weight, dtype, format).ok_or_else(|| CheckpointError::Unsupported {
         path: checkpoint.directory.clone(),
         detail: format!(
             "tensor `{tensor}` is stored as F64, and decoding holds F32, F16 and BF16; write the checkpoint with --dtype f32"
@@ -272,10 +272,10 @@ fn store(
     let held = Held {
         tensor: tensor.into(),
         format,
-        shape: weight.dim(),
+        shape,
         sparsity,
         bytes: stored.bytes(),
-        dense_bytes: weight.len() * dtype.size(),
+        dense_bytes: shape.0 * shape.1 * dtype.size(),
     };
     Ok((stored, held))
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::decoder::{Decoder, Held};
 use super::products::Products;
-use super::{FormatKind, Generation};
+use super::{FormatKind, Generation, bandwidth};
 use crate::linalg::Scalar;
 
 /// The figures of one generation.
@@ -92,13 +92,13 @@ impl Speed {
 }
 
 impl Stats {
-    /// Of a generation by this decoder; `memory_bandwidth` as [`bandwidth::measure`](super::bandwidth::measure) says.
+    /// Of a generation by this decoder that has just ended. Memory is measured now, first its use and then its speed.
     pub fn new<T: Scalar, P: Products<T>>(
         decoder: &Decoder<T, P>,
         prompt_tokens: usize,
         generation: &Generation,
-        memory_bandwidth: f64,
     ) -> Self {
+        let (peak_resident, memory_bandwidth) = (peak_resident(), bandwidth::measure());
         let traffic = &generation.traffic;
         let tokens = traffic.tokens;
         let held = || decoder.held.iter().flatten().chain([&decoder.held_head]);
@@ -124,7 +124,7 @@ impl Stats {
             memory: Memory {
                 weights: sum(|held| held.bytes),
                 dense_weights: sum(|held| held.dense_bytes),
-                peak_resident: peak_resident(),
+                peak_resident,
             },
             linears: linears
                 .map(|(held, &kept)| LinearStats {

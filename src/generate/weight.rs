@@ -96,19 +96,20 @@ macro_rules! with_columns {
 }
 
 impl<V: Value> Columns<V> {
-    fn new(weight: ArrayView2<f32>, format: FormatKind) -> Self {
-        let weight = weight.mapv(V::of);
+    fn new(weight: Array2<f32>, format: FormatKind) -> Self {
+        let columns = column_major(weight.view());
+        drop(weight);
         match format {
-            FormatKind::Dense => Columns::Dense(Dense::from_dense(weight.view())),
-            FormatKind::Index => Columns::Index(TileIndex::from_dense(weight.view())),
-            FormatKind::Bitmap => Columns::Bitmap(TileBitmap::from_dense(weight.view())),
+            FormatKind::Dense => Columns::Dense(Dense::from_dense(columns.view())),
+            FormatKind::Index => Columns::Index(TileIndex::from_dense(columns.view())),
+            FormatKind::Bitmap => Columns::Bitmap(TileBitmap::from_dense(columns.view())),
         }
     }
 }
 
 impl Weight {
     /// Stores a weight (out x in) whose values are numbers of type `dtype`. There is no format for f64: `None`.
-    pub fn new(weight: ArrayView2<f32>, dtype: FloatType, format: FormatKind) -> Option<Self> {
+    pub fn new(weight: Array2<f32>, dtype: FloatType, format: FormatKind) -> Option<Self> {
         Some(match dtype {
             FloatType::F64 => return None,
             FloatType::F32 => Weight::F32(Columns::new(weight, format)),
@@ -148,6 +149,19 @@ impl Weight {
     pub fn decompress<T: Scalar>(&self) -> Array2<T> {
         with_columns!(self, columns => decompress(columns))
     }
+}
+
+/// The weight (out x in) in its own type, columns one after the other: a few at a time, as many as a cache line has values.
+fn column_major<V: Value>(weight: ArrayView2<f32>) -> Array2<V> {
+    const COLUMNS: usize = 32;
+    let mut columns = Array2::from_elem(weight.dim().f(), V::ZERO);
+    let from = weight.axis_chunks_iter(Axis(1), COLUMNS).into_par_iter();
+    from.zip(columns.axis_chunks_iter_mut(Axis(1), COLUMNS)).for_each(|(from, mut to)| {
+        for (from, mut to) in from.rows().into_iter().zip(to.rows_mut()) {
+            to.zip_mut_with(&from, |to, from| *to = V::of(*from));
+        }
+    });
+    columns
 }
 
 fn decompress<T: Scalar, V: Value, F: Format<V> + Sync>(columns: &F) -> Array2<T> {

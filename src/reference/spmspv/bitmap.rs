@@ -47,7 +47,7 @@ impl<V: Value> Format<V> for TileBitmap<V> {
 
     fn from_dense(weight: ArrayView2<V>) -> Self {
         let mut pieces = Pieces::new(weight.dim());
-        let (mut values, mut bitmap, mut prefix) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut values, mut bitmap, mut prefix) = (pieces.room(&weight), Vec::new(), Vec::new());
         for column in weight.columns() {
             for tile in column.axis_chunks_iter(Axis(0), TILE) {
                 let (mut words, mut before) = ([0u32; WORDS], [0u8; WORDS]);

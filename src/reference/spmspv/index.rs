@@ -38,7 +38,8 @@ impl<V: Value> Format<V> for TileIndex<V> {
 
     fn from_dense(weight: ArrayView2<V>) -> Self {
         let mut pieces = Pieces::new(weight.dim());
-        let (mut values, mut rows) = (Vec::new(), Vec::new());
+        let mut values = pieces.room(&weight);
+        let mut rows = Vec::with_capacity(values.capacity());
         for column in weight.columns() {
             for tile in column.axis_chunks_iter(Axis(0), TILE) {
                 let taken = (0..=u8::MAX).zip(tile).filter(|(_, w)| !w.is_zero());

@@ -108,6 +108,12 @@ impl Pieces {
         Pieces { n, k, offsets }
     }
 
+    /// Room for all values that a weight has in pieces, so that they stay where they are while they become more.
+    fn room<V: Value>(&self, weight: &ArrayView2<V>) -> Vec<V> {
+        let stored = weight.fold(0, |stored, w| stored + usize::from(!w.is_zero()));
+        Vec::with_capacity(stored + self.tiles() * self.k * (ALIGN - 1) + READ_AHEAD)
+    }
+
     /// Fills the piece at the end of `values` up with +0 and notes where the next begins.
     fn finish<V: Value>(&mut self, values: &mut Vec<V>) {
         values.resize(values.len().next_multiple_of(ALIGN), V::ZERO);
