@@ -437,6 +437,16 @@ fn prompts_that_cannot_be_continued() {
     refuses(&tiny, &["--prompt", "A", "--thresholds", "nowhere.json"], &["nowhere.json"]);
 }
 
+#[test]
+fn weights_in_f64_are_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, wide) = (fixture("nano-llama"), directory.path().join("wide"));
+    let flags = ["--method", "magnitude", "--dtype", "f64"];
+    let paths = ["--model", model.to_str().unwrap(), "--output", wide.to_str().unwrap()];
+    assert!(duogpt(&[&["prune"], &paths[..], &flags].concat()).status.success());
+    refuses(&wide, &["--prompt-tokens", "1"], &["wide", "lm_head.weight", "F64", "--dtype f32"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_prompt_that_is_no_text() {
