@@ -8,7 +8,6 @@ use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::llama::Checkpoint;
-use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, PruneConfig};
 
 fn end_to_end(c: &mut Criterion) {
@@ -21,19 +20,11 @@ fn end_to_end(c: &mut Criterion) {
     group.bench_function("tiny_llama_duogpt_32x256", |b| {
         b.iter(|| {
             let directory = tempfile::tempdir().unwrap();
+            let output = directory.path().join("pruned");
             let job = PruneJob {
-                checkpoint: &checkpoint,
                 windows: Some(&windows),
-                method: Method::DuoGpt(PruneConfig::default()),
                 activation_sparsity: 0.5,
-                activation_dtype: None,
-                grids: None,
-                dtype: None,
-                format: StorageFormat::Dense,
-                output: &directory.path().join("pruned"),
-                damping_retry: true,
-                report_gap: None,
-                resume: false,
+                ..PruneJob::new(&checkpoint, Method::DuoGpt(PruneConfig::default()), &output)
             };
             job.run::<f32, _>(&Cpu, &Silent).unwrap()
         });

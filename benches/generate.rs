@@ -15,7 +15,6 @@ use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::generate::{Decoder, Fast, FormatKind};
 use duogpt::llama::Checkpoint;
-use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, Sparsity};
 
 /// Tokens before the first that is timed, and tokens that are timed before the sequence begins anew.
@@ -26,21 +25,9 @@ fn tokens(c: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
     let small = directory.path().join("small");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-llama");
-    let job = PruneJob {
-        checkpoint: &Checkpoint::open(&source).unwrap(),
-        windows: None,
-        method: Method::Magnitude(Sparsity::Unstructured(0.5)),
-        activation_sparsity: 0.0,
-        activation_dtype: None,
-        grids: None,
-        dtype: None,
-        format: StorageFormat::Dense,
-        output: &small,
-        damping_retry: false,
-        report_gap: None,
-        resume: false,
-    };
-    job.run::<f32, _>(&Cpu, &Silent).unwrap();
+    let dense = Checkpoint::open(&source).unwrap();
+    let method = Method::Magnitude(Sparsity::Unstructured(0.5));
+    PruneJob::new(&dense, method, &small).run::<f32, _>(&Cpu, &Silent).unwrap();
     model(c, "tiny-llama", &small);
     if let Some(path) = std::env::var_os("DUOGPT_BENCH_MODEL") {
         let path = Path::new(&path);

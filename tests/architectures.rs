@@ -19,7 +19,6 @@ use duogpt::linalg::matmul;
 use duogpt::llama::Checkpoint;
 use duogpt::llama::architecture::SUPPORTED;
 use duogpt::llama::model::{Forward, Group, State};
-use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, PruneConfig, Sparsity};
 use duogpt::tensors::TensorFile;
 use ndarray::Array2;
@@ -314,18 +313,10 @@ fn an_interrupted_run_continues() {
         let (whole, resumed) = (place.path("whole"), place.path("resumed"));
         let config = PruneConfig { block_size: 16, ..PruneConfig::paper(Sparsity::Unstructured(0.5)) };
         let job = |output, resume| PruneJob {
-            checkpoint: &place.checkpoint,
             windows: Some(&windows),
-            method: Method::DuoGpt(config),
             activation_sparsity: 0.5,
-            activation_dtype: None,
-            grids: None,
-            dtype: None,
-            format: StorageFormat::Dense,
-            output,
-            damping_retry: true,
-            report_gap: None,
             resume,
+            ..PruneJob::new(&place.checkpoint, Method::DuoGpt(config), output)
         };
         let [from, to] = ["whole.partial", "resumed.partial"].map(|name| place.path(name));
         job(&whole, false).run::<f32, _>(&Cpu, &Interrupted { from, to, once: Once::new() }).unwrap();

@@ -17,7 +17,6 @@ use duogpt::generate::{Decoder, Fast, FormatKind, Products, Reference};
 use duogpt::linalg::Scalar;
 use duogpt::llama::Checkpoint;
 use duogpt::llama::model::{Forward, Group};
-use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, Sparsity};
 use duogpt::tensors::{TensorFile, TensorWriter};
 use ndarray::{Array1, Array2, Ix2, s};
@@ -35,21 +34,8 @@ impl Pruned {
     fn of(model: &str) -> Self {
         let pruned = Pruned { directory: tempfile::tempdir().unwrap() };
         let dense = Checkpoint::open(&fixture(model)).unwrap();
-        let job = PruneJob {
-            checkpoint: &dense,
-            windows: None,
-            method: Method::Magnitude(Sparsity::Unstructured(0.5)),
-            activation_sparsity: 0.0,
-            activation_dtype: None,
-            grids: None,
-            dtype: None,
-            format: StorageFormat::Dense,
-            output: &pruned.path(),
-            damping_retry: false,
-            report_gap: None,
-            resume: false,
-        };
-        job.run::<f32, _>(&Cpu, &Silent).unwrap();
+        let method = Method::Magnitude(Sparsity::Unstructured(0.5));
+        PruneJob::new(&dense, method, &pruned.path()).run::<f32, _>(&Cpu, &Silent).unwrap();
         pruned
     }
 

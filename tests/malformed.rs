@@ -1070,18 +1070,9 @@ fn not_finite(trials: &mut Vec<Trial>) {
             // One block per linear: between blocks the update of such weights would overflow first.
             let config = PruneConfig { block_size: 256, ..PruneConfig::default() };
             let job = PruneJob {
-                checkpoint: &checkpoint,
                 windows: Some(&windows),
-                method: Method::DuoGpt(config),
                 activation_sparsity: 0.5,
-                activation_dtype: None,
-                grids: None,
-                report_gap: None,
-                dtype: None,
-                format: StorageFormat::Dense,
-                output: &output,
-                damping_retry: true,
-                resume: false,
+                ..PruneJob::new(&checkpoint, Method::DuoGpt(config), &output)
             };
             let Err(error) = job.run::<f32, _>(&Cpu, &Silent) else { return Err("it was pruned".into()) };
             holds(&error.to_string(), expected)?;

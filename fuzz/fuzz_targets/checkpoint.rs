@@ -7,7 +7,6 @@ use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::llama::Checkpoint;
-use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Method, PruneConfig, Sparsity};
 use duogpt_fuzz::Directory;
 use libfuzzer_sys::fuzz_target;
@@ -37,22 +36,14 @@ fuzz_target!(|data: &[u8]| {
     let tokens = checkpoint.config.max_position_embeddings.min(4);
     let windows = Windows { tokens: Array2::zeros((1, tokens)), source: "zeros".into() };
     let config = PruneConfig { block_size: 4, ..PruneConfig::paper(Sparsity::Unstructured(0.5)) };
+    let output = directory.file("pruned");
     let job = PruneJob {
-        checkpoint: &checkpoint,
         windows: Some(&windows),
-        method: Method::DuoGpt(config),
         activation_sparsity: 0.5,
-        activation_dtype: None,
-        grids: None,
-        report_gap: None,
-        dtype: None,
-        format: StorageFormat::Dense,
-        output: &directory.file("pruned"),
-        damping_retry: true,
-        resume: false,
+        ..PruneJob::new(&checkpoint, Method::DuoGpt(config), &output)
     };
     // Weights that are not finite, or overflow on the way, are refused here.
     let outcome = job.run::<f32, _>(&Cpu, &Silent);
-    assert_eq!(outcome.is_ok(), directory.file("pruned").is_dir());
+    assert_eq!(outcome.is_ok(), output.is_dir());
     assert!(!directory.file("pruned.partial").exists(), "something half-written is left");
 });

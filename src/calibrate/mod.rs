@@ -138,7 +138,25 @@ pub trait Observer: Sync {
 pub struct Silent;
 impl Observer for Silent {}
 
-impl PruneJob<'_> {
+impl<'a> PruneJob<'a> {
+    /// A job without calibration data and activation pruning, that keeps types, retries with more damping, and does nothing more.
+    pub fn new(checkpoint: &'a Checkpoint, method: Method, output: &'a Path) -> Self {
+        PruneJob {
+            checkpoint,
+            windows: None,
+            method,
+            activation_sparsity: 0.0,
+            activation_dtype: None,
+            grids: None,
+            dtype: None,
+            format: StorageFormat::Dense,
+            output,
+            damping_retry: true,
+            report_gap: None,
+            resume: false,
+        }
+    }
+
     /// Prunes, in the arithmetic `T`, and writes the new directory with its `prune-report.json`.
     ///
     /// # Errors

@@ -32,7 +32,6 @@ use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::Windows;
 use crate::calibrate::{CalibrateError, Observer, PruneJob};
 use crate::linalg::Scalar;
-use crate::llama::sparse_bitmask::StorageFormat;
 use crate::llama::tokenizer::Tokenizer;
 use crate::llama::{Checkpoint, CheckpointError, Jitter};
 use crate::reference::{Method, Sparsity};
@@ -474,18 +473,11 @@ impl Comparison<'_> {
         output: &'a Path,
     ) -> PruneJob<'a> {
         PruneJob {
-            checkpoint,
             windows: self.calibration_of(method),
-            method,
             activation_sparsity,
-            activation_dtype: None,
-            grids: None,
-            dtype: None,
-            format: StorageFormat::Dense,
-            output,
-            damping_retry: true,
             report_gap: self.report_gap,
             resume: true,
+            ..PruneJob::new(checkpoint, method, output)
         }
     }
 

@@ -11,7 +11,6 @@ use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::evaluate::perplexity::perplexity;
 use duogpt::linalg::Scalar;
 use duogpt::llama::Checkpoint;
-use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::reference::{Alpha, ColumnOrder, LazyUpdate, Method, PruneConfig, Sparsity, Threshold};
 use duogpt::tensors::FloatType;
 use libtest_mimic::Failed;
@@ -129,18 +128,10 @@ impl Published<'_> {
             None => dense,
             Some(method) => {
                 let job = PruneJob {
-                    checkpoint: &dense,
                     windows: Some(&calibration),
-                    method,
                     activation_sparsity,
-                    activation_dtype: None,
-                    grids: None,
                     dtype: Some(if T::NAME == "f64" { FloatType::F64 } else { FloatType::F32 }),
-                    format: StorageFormat::Dense,
-                    output: &output,
-                    damping_retry: true,
-                    report_gap: None,
-                    resume: false,
+                    ..PruneJob::new(&dense, method, &output)
                 };
                 job.run::<T, _>(&Cpu, &Silent)?;
                 Checkpoint::open(&output)?
