@@ -1,16 +1,24 @@
-//! Whole layers, and the errors that pruning ends with, on every backend.
+//! Whole layers, the errors that pruning ends with, and decoders, on every backend.
 
 mod backends;
 #[allow(dead_code, reason = "checks of single kernels are for tests/cuda.rs and tests/gpu.rs")]
 mod checks;
 mod emulator;
+mod fixtures;
 
-use backends::on_every_backend;
+use backends::{device_trial, on_device, on_emulator, on_every_backend};
 use checks::{Case, cases, integers, layer_agrees, random};
+use duogpt::backend::Cpu;
+use duogpt::calibrate::streams::Activations;
+use duogpt::calibrate::{PruneJob, Silent};
+use duogpt::cuda::{Cuda, Device, DeviceProducts};
+use duogpt::generate::decoder::Traffic;
+use duogpt::generate::{Decoder, Fast, FormatKind, Products, Reference};
 use duogpt::linalg::Scalar;
-use duogpt::reference::{FactorError, PruneConfig, PruneError, Replay, Sparsity};
+use duogpt::llama::Checkpoint;
+use duogpt::reference::{FactorError, Method, PruneConfig, PruneError, Replay, Sparsity};
 use duogpt::verify::inspect::Inspect;
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 use ndarray::Array2;
 
 fn main() {
@@ -22,6 +30,8 @@ fn main() {
     trials.extend(on_every_backend!("a_hessian_without_factor", (), hessian_without_factor));
     trials.extend(on_every_backend!("a_hessian_with_nan", (), hessian_with_nan));
     trials.extend(on_every_backend!("wrong_shapes", (), wrong_shapes));
+    trials.push(Trial::test("decoder::emulated", || on_emulator("decoder", decoder)));
+    trials.push(device_trial("decoder", || on_device(decoder)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
@@ -90,4 +100,53 @@ fn wrong_shapes<T: Scalar, B: Inspect<T>>(backend: &B, (): &()) -> Result<(), St
         Err(PruneError::Config(_)) => Ok(()),
         _ => Err("an order that is no permutation was taken".into()),
     }
+}
+
+/// A decoder whose products a device computes errs no more than twice what the one on the CPU does, both held to the one in f64; and
+/// it reads the same bytes.
+fn decoder<D: Device + 'static>(cuda: &Cuda<D>) -> Result<(), String> {
+    let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let (dense, pruned) = (fixtures::path("nano-llama"), directory.path().join("pruned"));
+    let dense = Checkpoint::open(&dense).map_err(|error| error.to_string())?;
+    let method = Method::Magnitude(Sparsity::Unstructured(0.5));
+    PruneJob::new(&dense, method, &pruned).run::<f32, _>(&Cpu, &Silent).map_err(|error| error.to_string())?;
+    let model = Checkpoint::open(&pruned).map_err(|error| error.to_string())?;
+    for (sparsity, format) in [(0.0, FormatKind::Dense), (0.5, FormatKind::Index), (0.5, FormatKind::Bitmap)]
+    {
+        let rule = Activations { sparsity, ..Activations::default() };
+        let (exact, _) = decoded::<f64, _>(&model, Reference, format, rule)?;
+        let (on_cpu, expected) = decoded(&model, Fast, format, rule)?;
+        let products = DeviceProducts::new(&cuda.device).map_err(|error| error.to_string())?;
+        let (found, traffic) = decoded(&model, products, format, rule)?;
+        let error = |logits: &[f32]| {
+            logits.iter().zip(&exact).map(|(x, exact)| (f64::from(*x) - exact).abs()).fold(0.0, f64::max)
+        };
+        let largest = exact.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        let bound = 2.0 * error(&on_cpu) + 4.0 * f64::from(f32::EPSILON) * largest;
+        if found.iter().any(|x| x.is_nan()) || error(&found) > bound {
+            return Err(format!("{format:?}: the logits err by {:e}, allowed {bound:e}", error(&found)));
+        }
+        let counts = |traffic: &Traffic| (traffic.tokens, traffic.weight_bytes, traffic.kept.clone());
+        if counts(&traffic) != counts(&expected) {
+            return Err(format!("{format:?}: read {traffic:?}, expected {expected:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// The logits behind a prompt of two tokens and behind two more, and what these read.
+fn decoded<T: Scalar, P: Products<T>>(
+    model: &Checkpoint,
+    products: P,
+    format: FormatKind,
+    rule: Activations,
+) -> Result<(Vec<T>, Traffic), String> {
+    let decoder =
+        Decoder::load(model, products, Some(format), rule, 4, &Silent).map_err(|e| e.to_string())?;
+    let mut sequence = decoder.sequence();
+    let mut logits = Vec::new();
+    for tokens in [&[17, 230][..], &[5], &[301]] {
+        logits.extend(decoder.feed(&mut sequence, tokens).map_err(|error| error.to_string())?);
+    }
+    Ok((logits, sequence.traffic))
 }

@@ -424,6 +424,30 @@ fn prompts_that_cannot_be_continued() {
 }
 
 #[test]
+fn cuda_is_refused_with_advice_where_it_cannot_be_used() {
+    let model = fixture("nano-llama");
+    refuses(
+        &model,
+        &["--prompt-tokens", "1", "--backend", "cuda", "--precision", "f64"],
+        &["CUDA computes in f32", "--backend cpu"],
+    );
+    // No device, whatever the machine has.
+    let run = |backend: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_duogpt"));
+        command
+            .args(["generate", "--prompt-tokens", "1,2", "--max-tokens", "3", "--json", "--model"])
+            .arg(&model);
+        command.args(["--backend", backend]).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    let refused = run("cuda");
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(2), 0));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("CUDA cannot be used: "));
+    let done = run("auto");
+    assert!(String::from_utf8_lossy(&done.stderr).contains("using the CPU"));
+    assert_eq!(done.stdout, run("cpu").stdout);
+}
+
+#[test]
 fn weights_in_f64_are_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let (model, wide) = (fixture("nano-llama"), directory.path().join("wide"));
@@ -521,6 +545,7 @@ fn statistics_are_those_of_the_weights_and_of_the_rule() {
     let memory = &dual["memory"];
     assert!(number(&memory["weights"]) < head + 0.68 * linears, "{memory}");
     assert!(number(&memory["peak_resident"]) > number(&memory["weights"]));
+    assert!(dual["products"].as_str().unwrap().starts_with("CPU, "));
     assert!(number(&dual["share_of_byte_limit"]) > 0.0 && number(&dual["memory_bandwidth"]) > 1e8);
 
     // The text form says the same.

@@ -8,9 +8,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::eval::ActivationPruning;
-use super::{Bar, CliError, Precision, fraction};
+use super::{BackendName, Bar, CliError, IN_F32_ONLY, Precision, fraction};
 use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::check_vocabulary;
+use crate::cuda::DeviceProducts;
 use crate::generate::stats::Stats;
 use crate::generate::{
     Decoder, Fast, FormatKind, Generation, Products, Reference, Sampler, Stopped, TextStream,
@@ -51,6 +52,9 @@ pub struct GenerateArgs {
     /// How weights are held in memory (by default each linear as is best for its sparsity).
     #[arg(long, value_enum)]
     format: Option<FormatKind>,
+    /// What holds the weights and multiplies; norms and attention stay on the CPU.
+    #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
+    backend: BackendName,
     /// Arithmetic. f64 multiplies by the reference's product, which is slow.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
@@ -108,11 +112,14 @@ fn probability(text: &str) -> Result<f64, String> {
 pub fn run(args: &GenerateArgs) -> Result<ExitCode, CliError> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let (prompt, tokenizer) = args.prompt.read(&checkpoint)?;
-    match args.precision {
-        Precision::F32 => continue_prompt::<f32, _>(args, &checkpoint, &prompt, tokenizer.as_ref(), Fast),
-        Precision::F64 => {
-            continue_prompt::<f64, _>(args, &checkpoint, &prompt, tokenizer.as_ref(), Reference)
+    let tokenizer = tokenizer.as_ref();
+    let gpu = args.backend.device((args.precision == Precision::F64).then_some(IN_F32_ONLY))?;
+    match (&gpu, args.precision) {
+        (Some(device), _) => {
+            continue_prompt(args, &checkpoint, &prompt, tokenizer, DeviceProducts::new(device)?)
         }
+        (None, Precision::F32) => continue_prompt(args, &checkpoint, &prompt, tokenizer, Fast),
+        (None, Precision::F64) => continue_prompt::<f64, _>(args, &checkpoint, &prompt, tokenizer, Reference),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod factor;
 pub mod mask;
 pub mod nvrtc;
 pub mod panel;
+pub mod products;
 pub mod prune;
 pub mod score;
 pub mod select;
@@ -20,6 +21,7 @@ pub mod statistics;
 
 pub use device::{Device, DeviceError};
 pub use driver::Gpu;
+pub use products::DeviceProducts;
 pub use prune::Cuda;
 
 use device::{Argument, Launch};

@@ -5,6 +5,7 @@ use super::activation::{Activation, threshold_index};
 use super::device::{Argument, Buffer, Device, DeviceError, Launch};
 use super::{SELECT, number};
 use crate::generate::Keep;
+use crate::reference::spmspv;
 
 /// RMSNorm in front of the selection: x / sqrt(mean(x^2) + eps) g.
 pub struct Norm<'a, T, D: Device> {
@@ -37,6 +38,26 @@ impl<T: Activation, D: Device> Selected<T, D> {
             columns: Buffer::new(device, k)?,
             x: Buffer::new(device, k)?,
             count: Buffer::zeros(device, 1)?,
+        })
+    }
+
+    /// A selection of k activations that was made on the host.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    ///
+    /// # Panics
+    /// When it has more than k.
+    pub fn from_host(device: &D, k: usize, selected: &spmspv::Selected) -> Result<Self, DeviceError> {
+        assert!(selected.len() <= k, "a selection of {} of {k} activations", selected.len());
+        let (mut columns, mut x) = (selected.indices().to_vec(), selected.values().to_vec());
+        columns.resize(k, 0);
+        x.resize(k, 0.0);
+        Ok(Selected {
+            normed: Buffer::new(device, 0)?,
+            columns: Buffer::from_host(device, &columns)?,
+            x: Buffer::from_host(device, &x)?,
+            count: Buffer::from_host(device, &[number(selected.len())])?,
         })
     }
 

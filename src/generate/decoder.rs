@@ -3,6 +3,7 @@
 use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
 
+use super::GenerateError;
 use super::products::{Keep, Products};
 use super::weight::{FormatKind, Weight};
 use crate::calibrate::Observer;
@@ -11,7 +12,7 @@ use crate::linalg::Scalar;
 use crate::llama::cache::KeyValues;
 use crate::llama::model::{Embedding, Forward, Group, Head, Layer, Layout, Linear, State};
 use crate::llama::{Checkpoint, CheckpointError};
-use crate::tensors::{FloatType, TensorError};
+use crate::tensors::FloatType;
 
 /// Tokens of a prompt that go through the model together: enough that decompressing a weight is little beside multiplying
 /// it, few enough that their activations are little beside the weights.
@@ -101,7 +102,7 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
     /// will have up to `capacity` tokens.
     ///
     /// # Errors
-    /// [`CheckpointError`] when a tensor cannot be read, or is stored in f64.
+    /// [`GenerateError`] when a tensor cannot be read or is stored in f64, or the device has no room.
     pub fn load(
         checkpoint: &'a Checkpoint,
         products: P,
@@ -109,21 +110,22 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
         activations: Activations<'a>,
         capacity: usize,
         observer: &dyn Observer,
-    ) -> Result<Self, CheckpointError> {
+    ) -> Result<Self, GenerateError> {
         let config = &checkpoint.config;
         observer.begin(config.num_hidden_layers as u64 + 1);
         // First what is largest as it is read, while memory is empty.
         let weight = checkpoint.head::<f32>()?.weight;
         let (head, held_head) =
             store(checkpoint, &checkpoint.lm_head_tensor(), weight, Some(FormatKind::Dense))?;
+        let head = products.hold(head)?;
         checkpoint.drop_pages();
         observer.advance();
         let (mut layers, mut held) = (Vec::new(), Vec::new());
         for number in 0..config.num_hidden_layers {
-            let store = |&linear: &Linear| -> Result<(P::Weight, Held), CheckpointError> {
+            let store = |&linear: &Linear| -> Result<(P::Weight, Held), GenerateError> {
                 let weight = checkpoint.linear::<f32>(number, linear)?;
                 let (weight, held) = store(checkpoint, &checkpoint.tensor(number, linear), weight, format)?;
-                Ok((products.hold(weight), held))
+                Ok((products.hold(weight)?, held))
             };
             let stored = config.linears().par_iter().map(store).collect::<Result<Vec<_>, _>>()?;
             let (weights, of_layer) = stored.into_iter().unzip();
@@ -139,7 +141,7 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
             capacity,
             embedding: checkpoint.embedding_frame()?,
             layers,
-            head: (checkpoint.head_frame()?, products.hold(head)),
+            head: (checkpoint.head_frame()?, head),
             products,
             held,
             held_head,
@@ -149,6 +151,11 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
     /// Tokens that a sequence can have.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// What multiplies.
+    pub fn products(&self) -> &P {
+        &self.products
     }
 
     /// A sequence without tokens.
@@ -166,17 +173,21 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
     /// Takes the sequence's next tokens through the model; returns the logits (vocabulary) behind the last of them.
     ///
     /// # Errors
-    /// [`TensorError`] when a row of the embedding is not finite.
+    /// [`GenerateError`] when a row of the embedding is not finite, or the device fails.
     ///
     /// # Panics
     /// When there is no token, one is outside the vocabulary, or they are more than the capacity leaves.
-    pub fn feed(&self, sequence: &mut Sequence<T>, tokens: &[u32]) -> Result<Array1<T>, TensorError> {
+    pub fn feed(&self, sequence: &mut Sequence<T>, tokens: &[u32]) -> Result<Array1<T>, GenerateError> {
         assert!(!tokens.is_empty(), "nothing to predict from");
         // On a thread of the pool from the beginning: each of a token's many small steps would be handed over to one.
         rayon::scope(|_| self.feed_on_the_pool(sequence, tokens))
     }
 
-    fn feed_on_the_pool(&self, sequence: &mut Sequence<T>, tokens: &[u32]) -> Result<Array1<T>, TensorError> {
+    fn feed_on_the_pool(
+        &self,
+        sequence: &mut Sequence<T>,
+        tokens: &[u32],
+    ) -> Result<Array1<T>, GenerateError> {
         // The rule is one for all tokens of a pass.
         let dense = self.activations.thresholds.map_or(0, |thresholds| thresholds.dense_tokens);
         let mut rest = tokens;
@@ -191,7 +202,8 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
         let last = hidden.slice(s![-1.., ..]).to_owned();
         let (head, weight) = &self.head;
         let input = self.forward.leave(head, &last);
-        let mut products = self.products.multiply(std::slice::from_ref(weight), &[Keep::ALL], input.view());
+        let mut products =
+            self.products.multiply(std::slice::from_ref(weight), &[Keep::ALL], input.view())?;
         let logits = products.pop().expect("one product per weight");
         if last.nrows() == hidden.nrows() {
             sequence.traffic.weight_bytes += logits.bytes;
@@ -205,7 +217,7 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
         sequence: &mut Sequence<T>,
         tokens: &[u32],
         dense: bool,
-    ) -> Result<Array2<T>, TensorError> {
+    ) -> Result<Array2<T>, GenerateError> {
         let rows = self.checkpoint.embedding_rows::<T>(tokens)?;
         let mut state = State::of_rows(&self.embedding, rows, Layout::after(sequence.length, tokens.len()));
         let single = tokens.len() == 1;
@@ -221,7 +233,7 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
                 let keep: Vec<Keep> =
                     linears.iter().map(|&linear| self.keep(number, linear, dense)).collect();
                 let weights = &weights[linears[0].index..][..linears.len()];
-                let products = self.products.multiply(weights, &keep, state.input.view());
+                let products = self.products.multiply(weights, &keep, state.input.view())?;
                 if single {
                     for (&linear, product) in linears.iter().zip(&products) {
                         sequence.traffic.weight_bytes += product.bytes;

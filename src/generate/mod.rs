@@ -26,15 +26,22 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::cuda::DeviceError;
 use crate::files::parse_json;
 use crate::linalg::Scalar;
 use crate::llama::CheckpointError;
 use crate::tensors::TensorError;
 use decoder::Traffic;
 
-/// Why nothing more was generated.
+/// Why nothing, or nothing more, was generated.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
+    /// The checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The device that multiplies.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A tensor.
     #[error(transparent)]
     Tensor(#[from] TensorError),

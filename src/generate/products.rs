@@ -2,7 +2,9 @@
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
+use super::bandwidth;
 use super::weight::Weight;
+use crate::cuda::DeviceError;
 use crate::linalg::{Scalar, matmul};
 use crate::reference::activation::prune_activations;
 use crate::reference::spmspv::Selected;
@@ -55,11 +57,32 @@ pub trait Products<T: Scalar>: Sync {
     /// A weight as the device holds it.
     type Weight: Send + Sync;
 
+    /// What multiplies, for reports.
+    fn describe(&self) -> String;
+
+    /// Bytes per second at which weights can be read where they are held, measured now; `None` where that is not known.
+    fn bandwidth(&self) -> Option<f64>;
+
     /// Takes a weight over.
-    fn hold(&self, weight: Weight) -> Self::Weight;
+    ///
+    /// # Errors
+    /// [`DeviceError`] when there is no room for it.
+    fn hold(&self, weight: Weight) -> Result<Self::Weight, DeviceError>;
 
     /// Multiplies each of several weights by their common input `x` (tokens x in), of which `keep` counts for each.
-    fn multiply(&self, weights: &[Self::Weight], keep: &[Keep], x: ArrayView2<T>) -> Vec<Product<T>>;
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn multiply(
+        &self,
+        weights: &[Self::Weight],
+        keep: &[Keep],
+        x: ArrayView2<T>,
+    ) -> Result<Vec<Product<T>>, DeviceError>;
+}
+
+fn describe_host() -> String {
+    format!("CPU, {} threads", rayon::current_num_threads())
 }
 
 /// The reference's product for a few tokens. More share a decompressed copy of each weight.
@@ -69,11 +92,24 @@ pub struct Reference;
 impl<T: Scalar> Products<T> for Reference {
     type Weight = Weight;
 
-    fn hold(&self, weight: Weight) -> Weight {
-        weight
+    fn describe(&self) -> String {
+        describe_host()
     }
 
-    fn multiply(&self, weights: &[Weight], keep: &[Keep], x: ArrayView2<T>) -> Vec<Product<T>> {
+    fn bandwidth(&self) -> Option<f64> {
+        Some(bandwidth::measure())
+    }
+
+    fn hold(&self, weight: Weight) -> Result<Weight, DeviceError> {
+        Ok(weight)
+    }
+
+    fn multiply(
+        &self,
+        weights: &[Weight],
+        keep: &[Keep],
+        x: ArrayView2<T>,
+    ) -> Result<Vec<Product<T>>, DeviceError> {
         on_the_host(weights, keep, x, Weight::product)
     }
 }
@@ -85,11 +121,24 @@ pub struct Fast;
 impl Products<f32> for Fast {
     type Weight = Weight;
 
-    fn hold(&self, weight: Weight) -> Weight {
-        weight
+    fn describe(&self) -> String {
+        describe_host()
     }
 
-    fn multiply(&self, weights: &[Weight], keep: &[Keep], x: ArrayView2<f32>) -> Vec<Product<f32>> {
+    fn bandwidth(&self) -> Option<f64> {
+        Some(bandwidth::measure())
+    }
+
+    fn hold(&self, weight: Weight) -> Result<Weight, DeviceError> {
+        Ok(weight)
+    }
+
+    fn multiply(
+        &self,
+        weights: &[Weight],
+        keep: &[Keep],
+        x: ArrayView2<f32>,
+    ) -> Result<Vec<Product<f32>>, DeviceError> {
         on_the_host(weights, keep, x, Weight::fast_product)
     }
 }
@@ -103,50 +152,52 @@ fn on_the_host<T: Scalar>(
     keep: &[Keep],
     x: ArrayView2<T>,
     product: impl Fn(&Weight, &Selected<T>) -> Array1<T>,
-) -> Vec<Product<T>> {
+) -> Result<Vec<Product<T>>, DeviceError> {
     if x.nrows() <= ONE_BY_ONE {
-        let select = |keep: Keep| -> Vec<Selected<T>> {
-            x.outer_iter().map(|token| keep.select(&token.to_vec())).collect()
+        let select = |keep: Keep| -> Result<Vec<Selected<T>>, DeviceError> {
+            Ok(x.outer_iter().map(|token| keep.select(&token.to_vec())).collect())
         };
         return each(weights, keep, select, |weight, tokens| {
             let mut output = Array2::zeros((tokens.len(), weight.dim().0));
             for (selected, mut y) in tokens.iter().zip(output.outer_iter_mut()) {
                 y.assign(&product(weight, selected));
             }
-            Product {
+            Ok(Product {
                 output,
                 kept: tokens.iter().map(Selected::len).sum(),
                 bytes: tokens.iter().map(|selected| weight.bytes_read(selected.indices())).sum(),
-            }
+            })
         });
     }
     let prune = |keep: Keep| {
         let mut pruned = x.to_owned();
         keep.prune(pruned.view_mut());
-        pruned
+        Ok(pruned)
     };
-    each(weights, keep, prune, |weight, pruned| Product {
-        output: matmul(pruned.view(), weight.decompress().t()),
-        kept: pruned.iter().filter(|x| **x != T::zero()).count(),
-        bytes: weight.bytes(),
+    each(weights, keep, prune, |weight, pruned| {
+        Ok(Product {
+            output: matmul(pruned.view(), weight.decompress().t()),
+            kept: pruned.iter().filter(|x| **x != T::zero()).count(),
+            bytes: weight.bytes(),
+        })
     })
 }
 
 /// Hands each weight on with its treated input, which neighbours with the same rule share.
-fn each<X, T>(
-    weights: &[Weight],
+pub(crate) fn each<W, X, T>(
+    weights: &[W],
     keep: &[Keep],
-    treat: impl Fn(Keep) -> X,
-    product: impl Fn(&Weight, &X) -> Product<T>,
-) -> Vec<Product<T>> {
+    treat: impl Fn(Keep) -> Result<X, DeviceError>,
+    product: impl Fn(&W, &X) -> Result<Product<T>, DeviceError>,
+) -> Result<Vec<Product<T>>, DeviceError> {
     let mut treated: Option<(Keep, X)> = None;
     let mut products = Vec::with_capacity(weights.len());
     for (weight, &keep) in weights.iter().zip(keep) {
         let (_, x) = match treated.take().filter(|(of, _)| *of == keep) {
             Some(same) => treated.insert(same),
-            None => treated.insert((keep, treat(keep))),
+            None => treated.insert((keep, treat(keep)?)),
         };
-        products.push(product(weight, x));
+        products.push(product(weight, x)?);
     }
-    products
+    Ok(products)
 }

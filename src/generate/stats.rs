@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::decoder::{Decoder, Held};
 use super::products::Products;
-use super::{FormatKind, Generation, bandwidth};
+use super::{FormatKind, Generation};
 use crate::linalg::Scalar;
 
 /// The figures of one generation.
@@ -14,16 +14,16 @@ use crate::linalg::Scalar;
 pub struct Stats {
     /// Arithmetic.
     pub precision: &'static str,
-    /// Threads that multiplied.
-    pub threads: usize,
+    /// What multiplied.
+    pub products: String,
     /// The prompt.
     pub prompt: Speed,
     /// Tokens that were fed one by one, and the time of their passes.
     pub decoding: Speed,
     /// Mean over the decoded tokens; null when there was none.
     pub bytes_per_token: Option<BytesPerToken>,
-    /// Bytes per second that memory delivers, as measured just now.
-    pub memory_bandwidth: f64,
+    /// Bytes per second that the weights' memory delivers, as measured just now; null where that is not known.
+    pub memory_bandwidth: Option<f64>,
     /// The time that memory needs for the bytes of a token, as a fraction of the time that the token took. Above 1 where
     /// the weights stay in a cache.
     pub share_of_byte_limit: Option<f64>,
@@ -98,7 +98,7 @@ impl Stats {
         prompt_tokens: usize,
         generation: &Generation,
     ) -> Self {
-        let (peak_resident, memory_bandwidth) = (peak_resident(), bandwidth::measure());
+        let (peak_resident, memory_bandwidth) = (peak_resident(), decoder.products().bandwidth());
         let traffic = &generation.traffic;
         let tokens = traffic.tokens;
         let held = || decoder.held.iter().flatten().chain([&decoder.held_head]);
@@ -114,13 +114,14 @@ impl Stats {
         let linears = decoder.held.iter().flatten().zip(traffic.kept.iter().flatten());
         Stats {
             precision: T::NAME,
-            threads: rayon::current_num_threads(),
+            products: decoder.products().describe(),
             prompt: Speed::new(prompt_tokens, generation.prompt_time.as_secs_f64()),
             decoding,
             bytes_per_token,
             memory_bandwidth,
             share_of_byte_limit: bytes_per_token
-                .map(|bytes| bytes.total / memory_bandwidth * tokens as f64 / decoding.seconds),
+                .zip(memory_bandwidth)
+                .map(|(bytes, bandwidth)| bytes.total / bandwidth * tokens as f64 / decoding.seconds),
             memory: Memory {
                 weights: sum(|held| held.bytes),
                 dense_weights: sum(|held| held.dense_bytes),
@@ -157,8 +158,8 @@ impl fmt::Display for Stats {
             None => "no token".into(),
         };
         writeln!(f, "prompt      {}", speed(&self.prompt))?;
-        writeln!(f, "decoding    {} ({}, {} threads)", speed(&self.decoding), self.precision, self.threads)?;
-        if let (Some(bytes), Some(share)) = (self.bytes_per_token, self.share_of_byte_limit) {
+        writeln!(f, "decoding    {} ({}, {})", speed(&self.decoding), self.precision, self.products)?;
+        if let Some(bytes) = self.bytes_per_token {
             writeln!(
                 f,
                 "per token   {:.1} MB read: weights {:.1} (dense {:.1}), keys and values {:.2}",
@@ -167,12 +168,14 @@ impl fmt::Display for Stats {
                 bytes.dense_weights / MEGA,
                 bytes.cache / MEGA
             )?;
+        }
+        if let (Some(share), Some(bandwidth)) = (self.share_of_byte_limit, self.memory_bandwidth) {
             let cached = if share > 1.0 { "; the weights stay in a cache" } else { "" };
             writeln!(
                 f,
                 "byte limit  {:.1} % of {:.1} GB/s, measured{cached}",
                 100.0 * share,
-                self.memory_bandwidth / 1e9
+                bandwidth / 1e9
             )?;
         }
         let Memory { weights, dense_weights, peak_resident } = self.memory;
