@@ -91,7 +91,11 @@ struct Memory {
     void refine() {
         Memory coarse = *this;
         map(1);
-        for (size_t i = 0; i < bytes; i++) cells[i] = coarse.cells[i / coarse.granule];
+        // Most of a large allocation may be untouched, and so the pages of its cells.
+        for (size_t i = 0; i < bytes; i++) {
+            const Cell &cell = coarse.cells[i / coarse.granule];
+            if (cell.writer || cell.reader || cell.copying) cells[i] = cell;
+        }
         coarse.unmap();
     }
 };
