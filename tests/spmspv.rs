@@ -100,6 +100,17 @@ fn all_patterns_of_the_short_types() {
     all::<f32>((0..=0xffff).map(|high| high << 16 | high & 1).collect());
 }
 
+#[test]
+fn types_keep_numbers_and_bits() {
+    fn check<V: Value>(number: f32, bits: u32) {
+        assert_eq!((V::of(number).bits(), V::from_bits(bits).bits()), (bits, bits));
+        assert_eq!((V::from_bits(bits).to_f32(), V::from_bits(bits).to_f64()), (number, number.into()));
+    }
+    check::<f32>(-1.5, 0xbfc0_0000);
+    check::<bf16>(-1.5, 0xbfc0);
+    check::<f16>(-1.5, 0xbe00);
+}
+
 /// What the kernels build upon.
 #[test]
 fn pieces_are_aligned_and_their_rows_distinct() {
@@ -215,7 +226,7 @@ fn selected_entries_are_those_that_pruning_leaves() {
         );
     }
     assert_eq!(Selected::all(&x).indices(), [0, 1, 2, 3, 5]);
-    assert!(Selected::<f32>::top_k(&[], 0.5).is_empty());
+    assert!(Selected::<f32>::top_k(&[], 0.5).is_empty() && !Selected::all(&x).is_empty());
 }
 
 /// Every format with every kind of instructions gives the same sums: those of the definition up to the rounding of one
