@@ -25,6 +25,8 @@ cargo build --profile "${PROFILE:-release}" --bin duogpt --test gpu --test golde
     done
 strip "$bundle"/bin/*
 cp -r fixtures/golden "$bundle/fixtures/"
+mkdir "$bundle/fixtures/nano-llama"
+cp fixtures/nano-llama/{config.json,model.safetensors} "$bundle/fixtures/nano-llama/"
 cp scripts/gpu-check.sh "$bundle/scripts/"
 cp benches/peer/peer.py "$bundle/benches/peer/"
 # OpenBLAS and what it needs of the compiler's libraries; all else is in every Linux system.
