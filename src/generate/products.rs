@@ -57,11 +57,16 @@ pub trait Products<T: Scalar>: Sync {
     /// A weight as the device holds it.
     type Weight: Send + Sync;
 
-    /// What multiplies, for reports.
-    fn describe(&self) -> String;
+    /// What multiplies, for reports; by default this machine's processor.
+    fn describe(&self) -> String {
+        format!("CPU, {} threads", rayon::current_num_threads())
+    }
 
-    /// Bytes per second at which weights can be read where they are held, measured now; `None` where that is not known.
-    fn bandwidth(&self) -> Option<f64>;
+    /// Bytes per second at which weights can be read where they are held, measured now; `None` where that is not known. By default
+    /// those of this machine's memory.
+    fn bandwidth(&self) -> Option<f64> {
+        Some(bandwidth::measure())
+    }
 
     /// Takes a weight over.
     ///
@@ -81,24 +86,12 @@ pub trait Products<T: Scalar>: Sync {
     ) -> Result<Vec<Product<T>>, DeviceError>;
 }
 
-fn describe_host() -> String {
-    format!("CPU, {} threads", rayon::current_num_threads())
-}
-
 /// The reference's product for a few tokens. More share a decompressed copy of each weight.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
 impl<T: Scalar> Products<T> for Reference {
     type Weight = Weight;
-
-    fn describe(&self) -> String {
-        describe_host()
-    }
-
-    fn bandwidth(&self) -> Option<f64> {
-        Some(bandwidth::measure())
-    }
 
     fn hold(&self, weight: Weight) -> Result<Weight, DeviceError> {
         Ok(weight)
@@ -120,14 +113,6 @@ pub struct Fast;
 
 impl Products<f32> for Fast {
     type Weight = Weight;
-
-    fn describe(&self) -> String {
-        describe_host()
-    }
-
-    fn bandwidth(&self) -> Option<f64> {
-        Some(bandwidth::measure())
-    }
 
     fn hold(&self, weight: Weight) -> Result<Weight, DeviceError> {
         Ok(weight)

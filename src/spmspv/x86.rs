@@ -359,6 +359,21 @@ impl<'a, V: Vector> Rows for &'a TileBitmap<V> {
     }
 }
 
+/// The pieces of some columns in one tile. A loop, because the compiler does not inline `array::from_fn` here.
+#[inline(always)]
+fn pieces_of<R: Rows, const C: usize>(
+    weight: &R,
+    columns: &[u32; C],
+    tile: usize,
+    rooms: &mut [[R::Value; TILE]; C],
+) -> [R::Piece; C] {
+    let mut pieces = [weight.piece(columns[0] as usize, tile, &mut rooms[0]); C];
+    for c in 1..C {
+        pieces[c] = weight.piece(columns[c] as usize, tile, &mut rooms[c]);
+    }
+    pieces
+}
+
 /// # Safety
 /// The processor has [`Instructions::Avx512`](super::Instructions::Avx512).
 #[inline]
@@ -374,10 +389,7 @@ unsafe fn add_columns_512<R: Rows, const C: usize>(
     let x = x.map(|x| _mm512_set1_ps(x));
     let mut rooms = [[R::Value::ZERO; TILE]; C];
     for (tile, sums) in (first..).zip(tiles) {
-        let mut pieces = [weight.piece(columns[0] as usize, tile, &mut rooms[0]); C];
-        for c in 1..C {
-            pieces[c] = weight.piece(columns[c] as usize, tile, &mut rooms[c]);
-        }
+        let mut pieces = pieces_of(weight, columns, tile, &mut rooms);
         for (word, sums) in sums.as_chunks_mut::<32>().0.iter_mut().enumerate().take(weight.words(tile)) {
             next.get(word).inspect(|&&j| weight.prefetch(j as usize, tile));
             let at = sums.as_mut_ptr();
@@ -436,10 +448,7 @@ unsafe fn add_columns_256<R: Rows, const C: usize>(
     let x = x.map(|x| _mm256_set1_ps(x));
     let mut rooms = [[R::Value::ZERO; TILE]; C];
     for (tile, sums) in (first..).zip(tiles) {
-        let mut pieces = [weight.piece(columns[0] as usize, tile, &mut rooms[0]); C];
-        for c in 1..C {
-            pieces[c] = weight.piece(columns[c] as usize, tile, &mut rooms[c]);
-        }
+        let mut pieces = pieces_of(weight, columns, tile, &mut rooms);
         for (word, sums) in sums.as_chunks_mut::<32>().0.iter_mut().enumerate().take(weight.words(tile)) {
             next.get(word).inspect(|&&j| weight.prefetch(j as usize, tile));
             for (byte, sums) in sums.as_chunks_mut::<8>().0.iter_mut().enumerate() {
