@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{PruneJob, Silent};
-use duogpt::llama::Checkpoint;
+use duogpt::model::Checkpoint;
 use duogpt::reference::{Method, PruneConfig};
 
 fn end_to_end(c: &mut Criterion) {

@@ -14,7 +14,7 @@ use duogpt::backend::Cpu;
 use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::generate::{Decoder, Fast, FormatKind};
-use duogpt::llama::Checkpoint;
+use duogpt::model::Checkpoint;
 use duogpt::reference::{Method, Sparsity};
 
 /// Tokens before the first that is timed, and tokens that are timed before the sequence begins anew.

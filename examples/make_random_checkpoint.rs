@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
-use duogpt::llama::{Checkpoint, ModelConfig};
+use duogpt::model::{Checkpoint, ModelConfig};
 use duogpt::tensors::{Dtype, TensorWriter};
 use half::bf16;
 use indicatif::{ProgressBar, ProgressStyle};

@@ -9,7 +9,7 @@
 //! | [`mod@reference`] | the algorithm and the baselines it is compared with, over `f32` and `f64` |
 //! | [`backend`] | what a device must offer to run it |
 //! | [`cuda`] | the same steps on a GPU: the host side of `kernels/` |
-//! | [`llama`] | checkpoints of LLaMA and its relatives, and their forward pass, cut into groups of linears with one input |
+//! | [`model`] | checkpoints of LLaMA and its relatives, and their forward pass, cut into groups of linears with one input |
 //! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint; optimality gaps; activation thresholds |
 //! | [`evaluate`] | perplexity, zero-shot accuracy, and which of several methods is better |
 //! | [`mod@generate`] | text from a model whose weights stay compressed in memory |
@@ -58,7 +58,8 @@ pub mod evaluate;
 pub mod files;
 pub mod generate;
 pub mod linalg;
-pub mod llama;
+pub mod model;
+
 pub mod reference;
 pub mod spmspv;
 pub mod tensors;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use common::{duogpt, fixture, read_json};
 use duogpt::calibrate::windows::{Cut, Windows};
-use duogpt::llama::Checkpoint;
-use duogpt::llama::tokenizer::Tokenizer;
+use duogpt::model::Checkpoint;
+use duogpt::model::tokenizer::Tokenizer;
 use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
 use tempfile::TempDir;
 

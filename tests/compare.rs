@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use common::{eval_perplexity, fixture, read_json};
-use duogpt::llama::{Checkpoint, Jitter};
+use duogpt::model::{Checkpoint, Jitter};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -15,7 +15,7 @@ use duogpt::cuda::{Cuda, Device, DeviceProducts};
 use duogpt::generate::decoder::Traffic;
 use duogpt::generate::{Decoder, Fast, FormatKind, Products, Reference};
 use duogpt::linalg::Scalar;
-use duogpt::llama::Checkpoint;
+use duogpt::model::Checkpoint;
 use duogpt::reference::{FactorError, Method, PruneConfig, PruneError, Replay, Sparsity};
 use duogpt::verify::inspect::Inspect;
 use libtest_mimic::{Arguments, Trial};

@@ -15,8 +15,8 @@ use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::evaluate::perplexity::logits;
 use duogpt::generate::{Decoder, Fast, FormatKind, Products, Reference};
 use duogpt::linalg::Scalar;
-use duogpt::llama::Checkpoint;
-use duogpt::llama::model::{Forward, Group};
+use duogpt::model::Checkpoint;
+use duogpt::model::forward::{Forward, Group};
 use duogpt::reference::{Method, Sparsity};
 use duogpt::tensors::{TensorFile, TensorWriter};
 use ndarray::{Array1, Array2, Ix2, s};
@@ -237,7 +237,7 @@ fn golden() -> Vec<(Vec<u32>, Vec<u32>)> {
 #[test]
 fn greedy_tokens_and_text_are_those_of_transformers() {
     let model = fixture("tiny-llama");
-    let tokenizer = duogpt::llama::tokenizer::Tokenizer::read(&model).unwrap();
+    let tokenizer = duogpt::model::tokenizer::Tokenizer::read(&model).unwrap();
     for (number, (prompt, expected)) in golden().into_iter().enumerate() {
         let format = ["dense", "index", "bitmap", "dense"][number];
         let max = expected.len().to_string();
@@ -303,7 +303,7 @@ fn text_appears_as_it_is_made() {
     assert_eq!(outcome.status.code(), Some(2));
     let message = String::from_utf8_lossy(&outcome.stderr);
     assert!(message.contains("model.embed_tokens.weight") && message.contains("[498, 0]"), "{message}");
-    let tokenizer = duogpt::llama::tokenizer::Tokenizer::read(directory.path()).unwrap();
+    let tokenizer = duogpt::model::tokenizer::Tokenizer::read(directory.path()).unwrap();
     let text = |tokens: &[u32]| tokenizer.decode(&[&prompt[..], tokens].concat()).unwrap();
     let shown = text(&expected[..11])[text(&[]).len()..].to_string();
     assert_eq!(String::from_utf8(outcome.stdout).unwrap(), shown);

@@ -7,10 +7,10 @@ use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::windows::Windows;
 use duogpt::evaluate::perplexity::logits;
 use duogpt::linalg::Scalar;
-use duogpt::llama::Checkpoint;
-use duogpt::llama::cache::KeyValues;
-use duogpt::llama::config::{SlidingLayers, SlidingWindow};
-use duogpt::llama::model::{Embedding, Forward, Group, Layer, Layout, State, apply};
+use duogpt::model::Checkpoint;
+use duogpt::model::cache::KeyValues;
+use duogpt::model::config::{SlidingLayers, SlidingWindow};
+use duogpt::model::forward::{Embedding, Forward, Group, Layer, Layout, State, apply};
 use duogpt::tensors::TensorFile;
 use ndarray::{Array1, Array2, Axis, s};
 

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{content, duogpt, fixture, position, read_json};
-use duogpt::llama::Checkpoint;
-use duogpt::llama::sparse_bitmask::StorageFormat;
+use duogpt::model::Checkpoint;
+use duogpt::model::sparse_bitmask::StorageFormat;
 use duogpt::tensors::TensorFile;
 use serde_json::Value;
 

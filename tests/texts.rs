@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use common::{Published, fixture, read_json};
 use duogpt::calibrate::windows::{Cut, Windows};
-use duogpt::llama::tokenizer::Tokenizer;
-use duogpt::llama::{Checkpoint, ModelConfig};
+use duogpt::model::tokenizer::Tokenizer;
+use duogpt::model::{Checkpoint, ModelConfig};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const RUNS: [&str; 12] = [

@@ -12,8 +12,8 @@ use duogpt::calibrate::streams::{Activations, Stream, Thresholds};
 use duogpt::calibrate::thresholds::{Allocation, ThresholdFile, ThresholdJob};
 use duogpt::calibrate::windows::Windows;
 use duogpt::evaluate::perplexity::{logits, perplexity};
-use duogpt::llama::Checkpoint;
-use duogpt::llama::model::{Forward, Group};
+use duogpt::model::Checkpoint;
+use duogpt::model::forward::{Forward, Group};
 use ndarray::s;
 use serde_json::Value;
 

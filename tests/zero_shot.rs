@@ -16,8 +16,8 @@ use duogpt::evaluate::zero_shot::requests::Request;
 use duogpt::evaluate::zero_shot::tasks::{Task, TaskData};
 use duogpt::evaluate::zero_shot::{Outcome, evaluate};
 use duogpt::linalg::Scalar;
-use duogpt::llama::Checkpoint;
-use duogpt::llama::tokenizer::Tokenizer;
+use duogpt::model::Checkpoint;
+use duogpt::model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 fn model() -> (Checkpoint, Tokenizer) {

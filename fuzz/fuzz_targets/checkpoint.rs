@@ -6,7 +6,7 @@
 use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{PruneJob, Silent};
-use duogpt::llama::Checkpoint;
+use duogpt::model::Checkpoint;
 use duogpt::reference::{Method, PruneConfig, Sparsity};
 use duogpt_fuzz::Directory;
 use libfuzzer_sys::fuzz_target;

@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use duogpt::llama::config::Positions;
-use duogpt::llama::{Group, ModelConfig};
+use duogpt::model::config::Positions;
+use duogpt::model::{Group, ModelConfig};
 use duogpt_fuzz::Directory;
 use libfuzzer_sys::fuzz_target;
 

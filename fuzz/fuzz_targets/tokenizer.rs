@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use duogpt::llama::tokenizer::Tokenizer;
+use duogpt::model::tokenizer::Tokenizer;
 use duogpt_fuzz::Directory;
 use libfuzzer_sys::fuzz_target;
 

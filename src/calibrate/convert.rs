@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::output::{OutputDirectory, companions, partial_name, write_index};
 use super::{Observer, report};
-use crate::llama::sparse_bitmask::{self, ENTRY, StorageFormat};
-use crate::llama::{Checkpoint, CheckpointError};
+use crate::model::sparse_bitmask::{self, ENTRY, StorageFormat};
+use crate::model::{Checkpoint, CheckpointError};
 use crate::tensors::{Dtype, TensorError, TensorInfo, TensorWriter};
 
 /// Writes `checkpoint` as the directory `target`, its decoder layers' linears in `format`, all else as it is. There and

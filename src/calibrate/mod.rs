@@ -21,9 +21,9 @@ use std::time::Instant;
 
 use crate::backend::{Backend, Gathered};
 use crate::linalg::Scalar;
-use crate::llama::model::{Forward, Group, Linear};
-use crate::llama::sparse_bitmask::StorageFormat;
-use crate::llama::{Checkpoint, CheckpointError};
+use crate::model::forward::{Forward, Group, Linear};
+use crate::model::sparse_bitmask::StorageFormat;
+use crate::model::{Checkpoint, CheckpointError};
 use crate::reference::baseline::gptaq::GridConfig;
 use crate::reference::{ConfigError, Method, PruneError, Pruned};
 use crate::tensors::{FloatType, TensorError};

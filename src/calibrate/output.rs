@@ -13,8 +13,8 @@ use super::report::LinearReport;
 use super::{Silent, convert};
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
-use crate::llama::sparse_bitmask::StorageFormat;
-use crate::llama::{Checkpoint, CheckpointError};
+use crate::model::sparse_bitmask::StorageFormat;
+use crate::model::{Checkpoint, CheckpointError};
 use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
 /// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed, or

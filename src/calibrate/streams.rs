@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::backend::Backend;
 use crate::calibrate::windows::Windows;
 use crate::linalg::{Scalar, matmul};
-use crate::llama::model::{Embedding, Forward, Group, Layer, Linear, State, apply};
+use crate::model::forward::{Embedding, Forward, Group, Layer, Linear, State, apply};
 use crate::reference::teal::prune_below;
 use crate::tensors::FloatType;
 

@@ -7,8 +7,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use crate::llama::tokenizer::Tokenizer;
-use crate::llama::{CheckpointError, ModelConfig};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{CheckpointError, ModelConfig};
 use crate::tensors::{TensorError, TensorFile};
 
 /// Why there are no windows.

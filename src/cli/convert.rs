@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::{Bar, CliError};
 use crate::calibrate::convert::convert;
-use crate::llama::Checkpoint;
-use crate::llama::sparse_bitmask::StorageFormat;
+use crate::model::Checkpoint;
+use crate::model::sparse_bitmask::StorageFormat;
 
 /// Arguments of `duogpt convert`.
 #[derive(Args)]

@@ -10,7 +10,7 @@ use super::{CliError, compare, fraction};
 use crate::calibrate::windows::Windows;
 use crate::evaluate::comparison::{Comparison, Point, Repeats};
 use crate::evaluate::zero_shot::tasks::Task;
-use crate::llama::Checkpoint;
+use crate::model::Checkpoint;
 use crate::reference::{Method, PruneConfig, Sparsity};
 
 /// Arguments of `duogpt demo`.

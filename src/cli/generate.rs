@@ -18,8 +18,8 @@ use crate::generate::{
     ends_of_sequence, generate,
 };
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
-use crate::llama::tokenizer::Tokenizer;
+use crate::model::Checkpoint;
+use crate::model::tokenizer::Tokenizer;
 
 /// Arguments of `duogpt generate`.
 #[derive(Args)]

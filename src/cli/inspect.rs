@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::CliError;
-use crate::llama::Checkpoint;
-use crate::llama::sparse_bitmask::StorageFormat;
+use crate::model::Checkpoint;
+use crate::model::sparse_bitmask::StorageFormat;
 use crate::tensors::{Dtype, TensorError};
 
 /// Arguments of `duogpt inspect`.

@@ -22,8 +22,8 @@ use crate::calibrate::Observer;
 use crate::calibrate::report::LinearReport;
 use crate::calibrate::windows::{Cut, Windows, WindowsError};
 use crate::cuda::Gpu;
-use crate::llama::Checkpoint;
-use crate::llama::tokenizer::Tokenizer;
+use crate::model::Checkpoint;
+use crate::model::tokenizer::Tokenizer;
 use crate::tensors::FloatType;
 
 /// Reference and verification suite for the DuoGPT dual-sparse pruning algorithm.

@@ -15,8 +15,8 @@ use crate::calibrate::report::{GridRounding, PruneReport};
 use crate::calibrate::windows::{Cut, Windows};
 use crate::cuda::Cuda;
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
-use crate::llama::sparse_bitmask::StorageFormat;
+use crate::model::Checkpoint;
+use crate::model::sparse_bitmask::StorageFormat;
 use crate::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry};
 use crate::reference::{
     Alpha, ColumnOrder, DeadChannels, LazyUpdate, Method, PruneConfig, Sparsity, Threshold,

@@ -11,7 +11,7 @@ use crate::calibrate::thresholds::{Allocation, ThresholdFile, ThresholdJob};
 use crate::calibrate::windows::{Cut, Windows};
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
+use crate::model::Checkpoint;
 
 /// Arguments of `duogpt thresholds`.
 #[derive(Args)]

@@ -32,8 +32,8 @@ use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::Windows;
 use crate::calibrate::{CalibrateError, Observer, PruneJob};
 use crate::linalg::Scalar;
-use crate::llama::tokenizer::Tokenizer;
-use crate::llama::{Checkpoint, CheckpointError, Jitter};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{Checkpoint, CheckpointError, Jitter};
 use crate::reference::{Method, Sparsity};
 use crate::tensors::TensorError;
 

@@ -13,8 +13,8 @@ use crate::backend::Backend;
 use crate::calibrate::Observer;
 use crate::calibrate::streams::Stream;
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
-use crate::llama::model::{Head, State};
+use crate::model::Checkpoint;
+use crate::model::forward::{Head, State};
 use crate::tensors::TensorError;
 
 /// Takes a stream from the bottom to the top, one layer in memory at a time, and hands each state on with its number and

@@ -9,8 +9,8 @@ use crate::calibrate::streams::{Activations, Stream};
 use crate::calibrate::windows::Windows;
 use crate::evaluate::{log_sum_exp, through_the_model};
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
-use crate::llama::model::Forward;
+use crate::model::Checkpoint;
+use crate::model::forward::Forward;
 use crate::tensors::TensorError;
 
 /// The outcome.

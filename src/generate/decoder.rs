@@ -9,9 +9,9 @@ use super::weight::{FormatKind, Weight};
 use crate::calibrate::Observer;
 use crate::calibrate::streams::Activations;
 use crate::linalg::Scalar;
-use crate::llama::cache::KeyValues;
-use crate::llama::model::{Embedding, Forward, Group, Head, Layer, Layout, Linear, State};
-use crate::llama::{Checkpoint, CheckpointError};
+use crate::model::cache::KeyValues;
+use crate::model::forward::{Embedding, Forward, Group, Head, Layer, Layout, Linear, State};
+use crate::model::{Checkpoint, CheckpointError};
 use crate::tensors::FloatType;
 
 /// Tokens of a prompt that go through the model together: enough that decompressing a weight is little beside multiplying

@@ -1,7 +1,7 @@
 //! Generating text with a pruned model: a token at a time, from weights that stay compressed in memory and activations of
 //! which only some count.
 //!
-//! The forward pass is the one of calibration and evaluation ([`Forward`](crate::llama::model::Forward)) with a cache of
+//! The forward pass is the one of calibration and evaluation ([`Forward`](crate::model::forward::Forward)) with a cache of
 //! keys and values, and the rule for the activations is the same; what differs is who multiplies ([`Products`]). A prompt goes
 //! through the model in chunks, for which each weight is decompressed and multiplied as a dense one. Then every token is
 //! y = W (x * mask) from the compressed weights.
@@ -29,7 +29,7 @@ use serde::Serialize;
 use crate::cuda::DeviceError;
 use crate::files::parse_json;
 use crate::linalg::Scalar;
-use crate::llama::CheckpointError;
+use crate::model::CheckpointError;
 use crate::tensors::TensorError;
 use decoder::Traffic;
 

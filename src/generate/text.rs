@@ -1,6 +1,6 @@
 //! Text as it is made: tokens become text when it is certain what they say.
 
-use crate::llama::tokenizer::Tokenizer;
+use crate::model::tokenizer::Tokenizer;
 
 /// What stands for bytes that are no character, or not yet.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;

@@ -14,7 +14,7 @@ use ndarray::{Array2, Zip};
 use super::compare::{Processing, compare, compare_decisions};
 use super::golden::{Cuts, GoldenError, recorded_cuts};
 use super::report::{FileReport, Stage};
-use crate::llama::architecture::index_of_weight;
+use crate::model::architecture::index_of_weight;
 use crate::tensors::TensorFile;
 
 /// Compares every tensor of `found` that `expected` has too. `tolerance` is relative to the largest entry of each

@@ -10,7 +10,7 @@ use duogpt::calibrate::windows::Windows;
 use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::evaluate::perplexity::perplexity;
 use duogpt::linalg::Scalar;
-use duogpt::llama::Checkpoint;
+use duogpt::model::Checkpoint;
 use duogpt::reference::{Alpha, ColumnOrder, LazyUpdate, Method, PruneConfig, Sparsity, Threshold};
 use duogpt::tensors::FloatType;
 use libtest_mimic::Failed;

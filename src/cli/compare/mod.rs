@@ -20,7 +20,7 @@ use crate::evaluate::zero_shot::ZeroShotError;
 use crate::evaluate::zero_shot::tasks::{Task, TaskData};
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
+use crate::model::Checkpoint;
 use crate::reference::Sparsity;
 use crate::tensors::TensorError;
 use table::Table;

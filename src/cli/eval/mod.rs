@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use super::{CliError, fraction};
 use crate::calibrate::streams::Thresholds;
 use crate::calibrate::thresholds::ThresholdFile;
-use crate::llama::{CheckpointError, ModelConfig};
+use crate::model::{CheckpointError, ModelConfig};
 
 /// How activations are pruned at the input of every linear.
 #[derive(Args)]

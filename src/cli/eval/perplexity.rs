@@ -12,7 +12,7 @@ use crate::calibrate::windows::{Cut, Windows};
 use crate::cli::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
 use crate::evaluate::perplexity::{Perplexity, perplexity};
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
+use crate::model::Checkpoint;
 use crate::tensors::FloatType;
 
 /// Arguments of `duogpt eval perplexity`.

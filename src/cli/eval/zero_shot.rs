@@ -15,8 +15,8 @@ use crate::evaluate::zero_shot::metrics::Metric;
 use crate::evaluate::zero_shot::tasks::{Task, TaskData};
 use crate::evaluate::zero_shot::{Outcome, ZeroShotError, average, evaluate};
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
-use crate::llama::tokenizer::Tokenizer;
+use crate::model::Checkpoint;
+use crate::model::tokenizer::Tokenizer;
 
 /// Arguments of `duogpt eval zero-shot`.
 #[derive(Args)]

@@ -10,8 +10,8 @@ use crate::calibrate::Observer;
 use crate::calibrate::streams::{Activations, Stream};
 use crate::evaluate::{log_sum_exp, through_the_model};
 use crate::linalg::Scalar;
-use crate::llama::Checkpoint;
-use crate::llama::model::{Forward, Layout, State};
+use crate::model::Checkpoint;
+use crate::model::forward::{Forward, Layout, State};
 use crate::tensors::TensorError;
 
 /// What the model says of one request.

@@ -2,8 +2,8 @@
 
 use super::tasks::Choice;
 use super::text::is_white_space;
-use crate::llama::ModelConfig;
-use crate::llama::tokenizer::Tokenizer;
+use crate::model::ModelConfig;
+use crate::model::tokenizer::Tokenizer;
 
 /// A request in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,15 +5,15 @@ pub mod architecture;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+pub mod forward;
 pub mod jitter;
-pub mod model;
 pub mod sparse_bitmask;
 pub mod tokenizer;
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
+pub use forward::{Group, Layer, Linear};
 pub use jitter::Jitter;
-pub use model::{Group, Layer, Linear};
 
 use std::path::PathBuf;
 

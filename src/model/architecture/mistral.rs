@@ -2,8 +2,8 @@
 
 use super::llama::like_llama;
 use super::{Architecture, GATED};
-use crate::llama::config::{Fields, SlidingLayers, SlidingWindow};
-use crate::llama::{CheckpointError, ModelConfig};
+use crate::model::config::{Fields, SlidingLayers, SlidingWindow};
+use crate::model::{CheckpointError, ModelConfig};
 
 // ANCHOR: architecture
 /// Mistral.

@@ -1,9 +1,9 @@
 //! LLaMA 1 to 3, and what is built like it: rotary positions, RMSNorm, a gated MLP, no biases unless the file says so.
 
 use super::{Architecture, GATED};
-use crate::llama::config::{Activation, Fields, NormKind, NormPlace};
-use crate::llama::model::Role;
-use crate::llama::{CheckpointError, ModelConfig};
+use crate::model::config::{Activation, Fields, NormKind, NormPlace};
+use crate::model::forward::Role;
+use crate::model::{CheckpointError, ModelConfig};
 
 /// LLaMA.
 pub static LLAMA: Architecture = Architecture {

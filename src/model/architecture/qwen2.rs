@@ -2,9 +2,9 @@
 
 use super::llama::like_llama;
 use super::{Architecture, GATED};
-use crate::llama::config::{Fields, SlidingLayers, SlidingWindow};
-use crate::llama::model::Role;
-use crate::llama::{CheckpointError, ModelConfig};
+use crate::model::config::{Fields, SlidingLayers, SlidingWindow};
+use crate::model::forward::Role;
+use crate::model::{CheckpointError, ModelConfig};
 
 /// Qwen2 and Qwen2.5.
 pub static QWEN2: Architecture = Architecture {

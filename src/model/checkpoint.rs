@@ -7,7 +7,7 @@ use ndarray::{Array1, Array2};
 
 use super::architecture::layer_tensor;
 use super::config::{NormKind, Positions};
-use super::model::{Embedding, Head, Layer, Linear, Norm};
+use super::forward::{Embedding, Head, Layer, Linear, Norm};
 use super::sparse_bitmask::{self, Compressed, StorageFormat};
 use super::{CheckpointError, Jitter, ModelConfig};
 use crate::files::parse_json;

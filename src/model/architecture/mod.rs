@@ -1,7 +1,7 @@
 //! The architectures that are supported: one file each, which describes it, and a row of [`SUPPORTED`].
 //!
 //! They are decoders of one kind: attention, then an MLP, each added to a residual stream. What tells them apart is data,
-//! so that the forward pass ([`model`](super::model)) is written once: the names of tensors here, all else in
+//! so that the forward pass ([`forward`](super::forward)) is written once: the names of tensors here, all else in
 //! [`ModelConfig`], which an architecture's `read` fills from `config.json`.
 
 pub mod llama;
@@ -10,7 +10,7 @@ pub mod opt;
 pub mod qwen2;
 
 use super::config::Fields;
-use super::model::{Group, Linear, Role};
+use super::forward::{Group, Linear, Role};
 use super::{CheckpointError, ModelConfig};
 
 // ANCHOR: supported

@@ -2,9 +2,9 @@
 //! stand behind the blocks, and its embedding is narrower than the residual stream.
 
 use super::Architecture;
-use crate::llama::config::{Activation, Fields, NormKind, NormPlace, Positions};
-use crate::llama::model::{Linear, Role};
-use crate::llama::{CheckpointError, ModelConfig};
+use crate::model::config::{Activation, Fields, NormKind, NormPlace, Positions};
+use crate::model::forward::{Linear, Role};
+use crate::model::{CheckpointError, ModelConfig};
 
 /// OPT.
 pub static OPT: Architecture = Architecture {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::architecture::{self, Architecture};
-use super::model::{Linear, Role};
+use super::forward::{Linear, Role};
 use super::{CheckpointError, sparse_bitmask};
 use crate::files::parse_json;
 

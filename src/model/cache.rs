@@ -66,8 +66,8 @@ mod tests {
     use ndarray::Array1;
 
     use super::*;
-    use crate::llama::Checkpoint;
-    use crate::llama::model::{Forward, Group, Layer, Layout, State, apply};
+    use crate::model::Checkpoint;
+    use crate::model::forward::{Forward, Group, Layer, Layout, State, apply};
 
     #[test]
     fn a_sequence_in_pieces_gives_what_it_gives_as_a_whole() {
