@@ -19,7 +19,7 @@ fn layers(c: &mut Criterion) {
         let dense = data::activations(8192, k);
         let mut sparse = dense.clone();
         prune_activations(sparse.view_mut(), 0.5);
-        let mut statistics = Statistics::new(k, true);
+        let mut statistics = Statistics::with_residual(k);
         statistics.update(dense.view(), sparse.view());
         let weight = data::activations(k, k);
         let config = PruneConfig::default();

@@ -19,7 +19,7 @@ fn statistics(c: &mut Criterion) {
         prune_activations(sparse.view_mut(), 0.5);
         group.bench_with_input(BenchmarkId::new("8192_tokens", k), &k, |b, &k| {
             b.iter(|| {
-                let mut statistics = Statistics::new(k, true);
+                let mut statistics = Statistics::with_residual(k);
                 statistics.update(black_box(dense.view()), black_box(sparse.view()));
                 statistics
             });

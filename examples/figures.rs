@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use duogpt::backend::Cpu;
-use duogpt::calibrate::streams::{Activations, Stream, advance_both};
+use duogpt::calibrate::streams::{Activations, Stream, Streams};
 use duogpt::calibrate::windows::Windows;
 use duogpt::model::Checkpoint;
 use duogpt::model::forward::{Forward, Group};
@@ -86,19 +86,18 @@ fn inputs_of_a_layer() -> Result<Vec<Inputs>> {
     let forward = Forward::<f64>::new(&checkpoint.config, windows.length());
     let embedding = checkpoint.embedding::<f64>()?;
     let rule = Activations { sparsity: SPARSITY, ..Activations::default() };
-    let mut dense = Stream::new(&forward, &Cpu, &embedding, &windows, Activations::default());
-    let mut sparse = Stream::new(&forward, &Cpu, &embedding, &windows, rule);
+    let stream = |rule| Stream::new(&forward, &Cpu, &embedding, &windows, rule);
+    let mut streams = Streams { dense: stream(Activations::default()), sparse: stream(rule) };
     let mut found = Vec::new();
     for number in 0..=LAYER {
         let layer = checkpoint.layer::<f64>(number)?;
-        dense.enter(&layer);
-        sparse.enter(&layer);
+        streams.enter(&layer);
         for group in Group::ALL {
             let k = group.channels(&checkpoint.config);
-            let mut both = Statistics::new(k, true);
-            let mut of_dense = Statistics::new(k, false);
+            let mut both = Statistics::with_residual(k);
+            let mut of_dense = Statistics::hessian_only(k);
             let mut kept = Array1::<f64>::zeros(k);
-            for (dense, sparse) in dense.states.iter().zip(&sparse.states) {
+            for (dense, sparse) in streams.dense.states.iter().zip(&streams.sparse.states) {
                 both.update(dense.input.view(), sparse.input.view());
                 of_dense.update(dense.input.view(), dense.input.view());
                 kept += &sparse.input.mapv(|x| f64::from(x != 0.0)).sum_axis(ndarray::Axis(0));
@@ -107,7 +106,7 @@ fn inputs_of_a_layer() -> Result<Vec<Inputs>> {
             for weight in layer.group(group) {
                 pruned.push(prune(weight.view(), &both, &PruneConfig::default())?.weight);
             }
-            advance_both(&mut dense, &mut sparse, &layer, group, &pruned, || {});
+            streams.advance(&layer, group, &pruned, || {});
             if number == LAYER {
                 let weight = layer.group(group)[0].clone();
                 let zeros = 1.0 - kept / windows.tokens.len() as f64;

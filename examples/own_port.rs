@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use duogpt::reference::prune::prepare;
 use duogpt::reference::score::residual_projection;
-use duogpt::reference::{Alpha, Drift, PruneConfig, Replay, Sparsity, Statistics};
+use duogpt::reference::{Alpha, PruneConfig, ResidualStatistics, Sparsity, Statistics};
 use duogpt::tensors::{Dtype, FloatType, TensorFile, TensorWriter};
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis};
 
@@ -25,7 +25,7 @@ use ndarray::{Array1, Array2, Array3, ArrayView2, Axis};
 fn statistics(dense: &Array3<f64>, sparse: &Array3<f64>, sign_error: bool) -> Statistics<f64> {
     let (sequences, tokens, k) = dense.dim();
     let mut hessian = Array2::zeros((k, k));
-    let mut drift = Drift { dxxt: Array2::zeros((k, k)), dxdxt: Array1::zeros(k) };
+    let mut residual = ResidualStatistics { dxxt: Array2::zeros((k, k)), square_norms: Array1::zeros(k) };
     let mean = 1.0 / sequences as f64;
     for s in 0..sequences {
         for t in 0..tokens {
@@ -36,13 +36,13 @@ fn statistics(dense: &Array3<f64>, sparse: &Array3<f64>, sign_error: bool) -> St
             for i in 0..k {
                 for j in 0..k {
                     hessian[(i, j)] += mean * sparse[(s, t, i)] * sparse[(s, t, j)];
-                    drift.dxxt[(i, j)] += mean * difference(i) * sparse[(s, t, j)];
+                    residual.dxxt[(i, j)] += mean * difference(i) * sparse[(s, t, j)];
                 }
-                drift.dxdxt[i] += mean * difference(i) * difference(i);
+                residual.square_norms[i] += mean * difference(i) * difference(i);
             }
         }
     }
-    Statistics { sequences, hessian, drift: Some(drift) }
+    Statistics { sequences, hessian, residual: Some(residual) }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -66,20 +66,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..PruneConfig::upstream(Sparsity::Unstructured(0.5))
     };
     let statistics = statistics(&dense, &sparse, sign_error);
-    let prepared = prepare(&statistics, &config, Replay::default())?;
-    let pruned = prepared.prune(weight.view(), &config, Replay::default())?;
+    let prepared = prepare(&statistics, &config, None)?;
+    let pruned = prepared.prune(weight.view(), None)?;
 
-    let (Some(drift), Some(correction)) = (&statistics.drift, &prepared.correction) else {
-        return Err("DuoGPT gathers the drift".into());
+    let (Some(residual), Some(correction)) = (&statistics.residual, &prepared.correction) else {
+        return Err("DuoGPT gathers the residual".into());
     };
     let column = |v: &Array1<f64>| v.clone().insert_axis(Axis(1));
     let coefficients = &correction.coefficients;
     let values: [(&str, Array2<f64>); 10] = [
         ("stats.hessian", statistics.hessian.clone()),
-        ("stats.dxxt", drift.dxxt.clone()),
-        ("stats.dxdxt", column(&drift.dxdxt)),
+        ("stats.dxxt", residual.dxxt.clone()),
+        ("stats.square_norms", column(&residual.square_norms)),
         ("trace.hinv_chol", prepared.lt.clone()),
-        ("trace.q_matrix", residual_projection(drift.dxxt.view(), prepared.lt.t())),
+        ("trace.q_matrix", residual_projection(residual.dxxt.view(), prepared.lt.t())),
         ("trace.coef_a", column(&coefficients.a)),
         ("trace.coef_b", column(&coefficients.b)),
         ("trace.coef_2c", column(&(2.0 * &coefficients.c))),

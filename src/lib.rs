@@ -16,6 +16,7 @@
 //! | [`verify`] | golden files of the original code, and measures of error |
 //! | [`spmspv`] | y = W (x * mask) from compressed weights, fast, on a CPU |
 //! | [`tensors`] | safetensors files |
+//! | [`progress`] | how far a long computation is |
 //! | [`linalg`] | the dense operations, over BLAS and LAPACK |
 //! | [`cli`] | the `duogpt` command |
 //!
@@ -34,7 +35,7 @@
 //! let mut sparse = dense.clone();
 //! activation::prune_activations(sparse.view_mut(), 0.5);
 //!
-//! let mut statistics = Statistics::new(32, true);
+//! let mut statistics = Statistics::with_residual(32);
 //! statistics.update(dense.view(), sparse.view());
 //!
 //! let config = PruneConfig { block_size: 16, ..PruneConfig::paper(Sparsity::Unstructured(0.5)) };
@@ -54,12 +55,13 @@ pub mod backend;
 pub mod calibrate;
 pub mod cli;
 pub mod cuda;
+pub mod device_error;
 pub mod evaluate;
 pub mod files;
 pub mod generate;
 pub mod linalg;
 pub mod model;
-
+pub mod progress;
 pub mod reference;
 pub mod spmspv;
 pub mod tensors;

@@ -8,18 +8,19 @@ mod fixtures;
 
 use backends::{device_trial, on_device, on_emulator, on_every_backend};
 use checks::{Case, cases, integers, layer_agrees, random};
-use duogpt::backend::Cpu;
+use duogpt::backend::{BackendError, Cpu};
+use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::streams::Activations;
-use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::cuda::{Cuda, Device, DeviceProducts};
 use duogpt::generate::decoder::Traffic;
 use duogpt::generate::{Decoder, Fast, FormatKind, Products, Reference};
 use duogpt::linalg::Scalar;
 use duogpt::model::Checkpoint;
-use duogpt::reference::{FactorError, Method, PruneConfig, PruneError, Replay, Sparsity};
+use duogpt::progress::Silent;
+use duogpt::reference::{FactorError, Method, PruneConfig, PruneError, Sparsity};
 use duogpt::verify::inspect::Inspect;
 use libtest_mimic::{Arguments, Trial};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 
 fn main() {
     let mut trials = Vec::new();
@@ -48,14 +49,15 @@ fn refused<T: Scalar, B: Inspect<T>>(
     backend: &B,
     x: &Array2<f32>,
     config: &PruneConfig,
-) -> Result<PruneError, String> {
+) -> Result<BackendError, String> {
     let mut statistics = backend.statistics(x.ncols(), true);
     let x = wide(x);
     backend.update(&mut statistics, x.view(), x.view());
-    backend.prepare(&statistics, config, Replay::default()).err().ok_or("it was prepared".into())
+    backend.prepare(&statistics, config, None).err().ok_or("it was prepared".into())
 }
 
-fn expect(found: &PruneError, expected: &PruneError) -> Result<(), String> {
+fn expect(found: &BackendError, expected: PruneError) -> Result<(), String> {
+    let expected = &BackendError::Prune(expected);
     if found == expected { Ok(()) } else { Err(format!("`{found}`, expected `{expected}`")) }
 }
 
@@ -68,36 +70,36 @@ fn hessian_without_factor<T: Scalar, B: Inspect<T>>(backend: &B, (): &()) -> Res
     let found = refused(backend, &x, &config)?;
     // The factorisation goes backwards: of two equal columns the earlier fails.
     let expected = FactorError::NotPositiveDefinite { column: 4, pivot: 4.0 };
-    expect(&found, &expected.into())
+    expect(&found, expected.into())
 }
 
 fn hessian_with_nan<T: Scalar, B: Inspect<T>>(backend: &B, (): &()) -> Result<(), String> {
     let mut x = integers(3, 30, 9);
     x[(3, 2)] = f32::NAN;
     let found = refused(backend, &x, &PruneConfig::default())?;
-    expect(&found, &FactorError::NotFinite { what: "Hessian", row: 0, column: 2 }.into())
+    expect(&found, FactorError::NotFinite { what: "Hessian", row: 0, column: 2 }.into())
 }
 
 fn wrong_shapes<T: Scalar, B: Inspect<T>>(backend: &B, (): &()) -> Result<(), String> {
     let (mut statistics, config) = (backend.statistics(4, false), PruneConfig::default());
     let x = wide(&random(1, 20, 4));
     backend.update(&mut statistics, x.view(), x.view());
-    let prepared = backend.prepare(&statistics, &config, Replay::default()).map_err(|e| e.to_string())?;
-    let prune = |weight: Array2<T>, replay| {
-        backend.prune(&prepared, weight.view(), &config, replay).err().ok_or("it was pruned".to_string())
+    let prepared = backend.prepare(&statistics, &config, None).map_err(|e| e.to_string())?;
+    let prune = |weight: Array2<T>, mask: Option<ArrayView2<bool>>| {
+        backend.prune(&prepared, weight.view(), mask).err().ok_or("it was pruned".to_string())
     };
-    let found = prune(wide(&random(2, 3, 5)), Replay::default())?;
-    expect(&found, &PruneError::Shape { what: "weight", expected: (3, 4), found: (3, 5) })?;
+    let found = prune(wide(&random(2, 3, 5)), None)?;
+    expect(&found, PruneError::Shape { what: "weight", expected: (3, 4), found: (3, 5) })?;
     let mask = Array2::default((2, 4));
-    let found = prune(wide(&random(2, 3, 4)), Replay { order: None, mask: Some(mask.view()) })?;
-    expect(&found, &PruneError::Shape { what: "mask", expected: (3, 4), found: (2, 4) })?;
+    let found = prune(wide(&random(2, 3, 4)), Some(mask.view()))?;
+    expect(&found, PruneError::Shape { what: "mask", expected: (3, 4), found: (2, 4) })?;
     let mut weight = random(2, 3, 4);
     weight[(1, 2)] = f32::INFINITY;
-    let found = prune(wide(&weight), Replay::default())?;
-    expect(&found, &PruneError::NotFinite { what: "weight", row: 1, column: 2 })?;
+    let found = prune(wide(&weight), None)?;
+    expect(&found, PruneError::NotFinite { what: "weight", row: 1, column: 2 })?;
     let order = [0, 1, 2, 2];
-    match backend.prepare(&statistics, &config, Replay { order: Some(&order), mask: None }) {
-        Err(PruneError::Config(_)) => Ok(()),
+    match backend.prepare(&statistics, &config, Some(&order)) {
+        Err(BackendError::Prune(PruneError::Config(_))) => Ok(()),
         _ => Err("an order that is no permutation was taken".into()),
     }
 }

@@ -18,7 +18,7 @@ use duogpt::cuda::mask::mask;
 use duogpt::cuda::score::Columns;
 use duogpt::cuda::statistics::{CAPACITY, Inputs, Statistics as DeviceStatistics};
 use duogpt::reference::activation::prune_activations;
-use duogpt::reference::{PruneConfig, Replay, Threshold};
+use duogpt::reference::{PruneConfig, Threshold};
 use emulator::Emulator;
 use half::{bf16, f16};
 use ndarray::Array2;
@@ -243,8 +243,14 @@ fn statistics_of_sequences_of_different_types() {
 
 #[test]
 fn a_layer_of_the_small_model_with_few_rows() {
-    let case =
-        Case { n: 3, k: 688, config: PruneConfig::default(), drift: true, dead: &[5], inputs: Inputs::Bf16 };
+    let case = Case {
+        n: 3,
+        k: 688,
+        config: PruneConfig::default(),
+        residual: true,
+        dead: &[5],
+        inputs: Inputs::Bf16,
+    };
     layer_on_emulator(40, &case).unwrap();
 }
 
@@ -253,7 +259,7 @@ fn another_order_of_threads_gives_the_same_bits() {
     let case = &cases()[1];
     let [a, b] = [50, 60].map(|seed| {
         let cuda = Cuda { device: Emulator::new(seed) };
-        run::<f32, _>(&cuda, case, Replay::default()).unwrap()
+        run::<f32, _>(&cuda, case, None, None).unwrap()
     });
     assert_eq!(bits(&flat(&a.weight)), bits(&flat(&b.weight)));
     assert_eq!((a.mask, bits(&flat(&a.score))), (b.mask, bits(&flat(&b.score))));

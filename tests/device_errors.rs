@@ -6,10 +6,10 @@ mod emulator;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use duogpt::backend::Backend;
+use duogpt::backend::{Backend, BackendError};
 use duogpt::cuda::device::{Launch, Operand};
 use duogpt::cuda::{Cuda, Device, DeviceError};
-use duogpt::reference::{PruneConfig, PruneError, Pruned, Replay, Sparsity, Threshold};
+use duogpt::reference::{PruneConfig, Pruned, Sparsity, Threshold};
 use emulator::{Emulator, Memory};
 use ndarray::Array2;
 use rand::{Rng, SeedableRng};
@@ -122,13 +122,13 @@ fn configs() -> [PruneConfig; 2] {
     [exact, PruneConfig { weight_sparsity: groups, block_size: 12, ..PruneConfig::default() }]
 }
 
-fn prune<D: Device>(cuda: &Cuda<D>, config: &PruneConfig) -> Result<Pruned<f32>, PruneError> {
+fn prune<D: Device>(cuda: &Cuda<D>, config: &PruneConfig) -> Result<Pruned<f32>, BackendError> {
     let mut statistics = cuda.statistics(CHANNELS, true);
     for seed in [1, 2] {
         cuda.update(&mut statistics, random(seed, 30).view(), random(seed + 10, 30).view());
     }
-    let prepared = cuda.prepare(&statistics, config, Replay::default())?;
-    cuda.prune(&prepared, random(20, ROWS).view(), config, Replay::default())
+    let prepared = cuda.prepare(&statistics, config, None)?;
+    cuda.prune(&prepared, random(20, ROWS).view(), None)
 }
 
 /// Lets every call of a kind fail in turn; returns what the errors named.
@@ -148,7 +148,7 @@ fn each_fails(kind: Kind, check: impl Fn(&DeviceError) -> String) -> BTreeSet<St
                     );
                     break;
                 }
-                Err(PruneError::Device(error)) => named.insert(check(&error)),
+                Err(BackendError::Device(error)) => named.insert(check(&error)),
                 Err(error) => panic!("{kind:?} {fails_at} ended with: {error}"),
             };
         }

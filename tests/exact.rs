@@ -101,7 +101,7 @@ fn reflect(a: &mut Array2<f64>, v: &Array1<f64>) {
 impl Layer {
     /// Sums over one sequence.
     fn statistics(&self) -> Statistics<f64> {
-        let mut statistics = Statistics::new(self.sparse.ncols(), true);
+        let mut statistics = Statistics::with_residual(self.sparse.ncols());
         statistics.update(self.dense.view(), self.sparse.view());
         statistics
     }
@@ -283,12 +283,12 @@ proptest! {
     #[test]
     fn the_closed_form_is_the_elimination_column_by_column(problem in problems()) {
         let layer = problem.layer();
-        let Statistics { hessian, drift: Some(drift), .. } = layer.statistics() else { unreachable!() };
+        let Statistics { hessian, residual: Some(residual), .. } = layer.statistics() else { unreachable!() };
         let l = factor(hessian.clone()).unwrap();
-        let closed = Correction::new(&drift, l.view());
-        let explicit = correction_by_elimination(hessian, &drift).unwrap();
+        let closed = Correction::new(&residual, l.view());
+        let explicit = correction_by_elimination(hessian, &residual).unwrap();
         // Both sides have the error. ||H^-1|| = condition^2.
-        let length = |p: usize| drift.dxxt.row(p).dot(&drift.dxxt.row(p)).sqrt();
+        let length = |p: usize| residual.dxxt.row(p).dot(&residual.dxxt.row(p)).sqrt();
         let inverse = problem.condition.powi(2);
         let relative = 2.0 * problem.behind_the_factor();
         prop_assert_eq!(&closed.coefficients.a, &explicit.coefficients.a);
@@ -437,7 +437,7 @@ fn the_optimum_done_by_hand_and_its_gap() {
 #[test]
 fn kept_weights_of_dead_channels_stay() {
     let x = array![[1.0, 0.0, 2.0], [2.0, 0.0, 1.0]];
-    let mut statistics = Statistics::new(3, true);
+    let mut statistics = Statistics::with_residual(3);
     statistics.update(x.view(), x.view());
     let weight = array![[1.0, 5.0, 3.0], [1.0, 5.0, 3.0]];
     let mask = array![[false, false, true], [false, true, false]];
@@ -453,7 +453,7 @@ fn a_residual_gathered_by_rows_is_that_of_the_statistics() {
     let wave = |i: usize, j: usize| ((i * 13 + j * 29) as f64 * 0.7).sin();
     let (n, k, tokens) = (3, 5, 8);
     let weight = Array2::from_shape_fn((n, k), |(i, j)| wave(i + 50, j));
-    let (mut statistics, mut found) = (Statistics::new(k, true), Residual::new(n, k));
+    let (mut statistics, mut found) = (Statistics::with_residual(k), Residual::new(n, k));
     let mut dxdxt: Array2<f64> = Array2::zeros((k, k));
     for sequence in 0..3 {
         let dense = Array2::from_shape_fn((tokens, k), |(i, j)| wave(i + tokens * sequence, j));
@@ -476,7 +476,7 @@ fn a_residual_gathered_by_rows_is_that_of_the_statistics() {
 #[test]
 fn weights_of_dead_channels_cost_nothing() {
     let x = array![[1.0, 0.0, 2.0], [2.0, 0.0, 1.0]];
-    let mut statistics = Statistics::new(3, true);
+    let mut statistics = Statistics::with_residual(3);
     statistics.update(x.view(), x.view());
     let weight = array![[1.0, 5.0, 3.0]];
     let residual = Residual::of(weight.view(), &statistics, array![0.0]).unwrap();
@@ -517,7 +517,7 @@ fn what_makes_no_sense_is_refused() {
 
     // Two equal channels: H of both is singular, and of each alone is not.
     let twice = array![[1.0, 3.0, 3.0], [2.0, 1.0, 1.0], [1.0, 1.0, 1.0]];
-    let mut singular = Statistics::new(3, false);
+    let mut singular = Statistics::hessian_only(3);
     singular.update(twice.view(), twice.view());
     let weight = array![[1.0, 1.0, 1.0]];
     let both = optimal_weights(weight.view(), &singular, array![[true, false, false]].view(), 0.0);

@@ -35,7 +35,7 @@ impl Problem {
     }
 
     fn statistics(&self) -> Statistics<f64> {
-        let mut statistics = Statistics::new(12, true);
+        let mut statistics = Statistics::with_residual(12);
         self.sequences.iter().for_each(|(dense, sparse)| statistics.update(dense.view(), sparse.view()));
         statistics
     }

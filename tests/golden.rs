@@ -15,10 +15,11 @@ use duogpt::cuda::Cuda;
 use duogpt::linalg::Scalar;
 use duogpt::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry, quantise};
 use duogpt::reference::prune::prepare;
-use duogpt::reference::{Alpha, ColumnOrder, PruneConfig, Replay, Sparsity, Statistics};
+use duogpt::reference::{Alpha, ColumnOrder, PruneConfig, Sparsity, Statistics};
 use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
-use duogpt::verify::golden::{Kind, verify_file, verify_file_on};
+use duogpt::verify::golden::{verify_file, verify_file_on};
 use duogpt::verify::inspect::Inspect;
+use duogpt::verify::kind::Kind;
 use duogpt::verify::report::{FileReport, Outcome, Stage};
 use duogpt::verify::tensors::compare_files;
 use emulator::Emulator;
@@ -396,7 +397,7 @@ fn flipped_decisions() -> Result<(), Failed> {
     let statistics = |file: &TensorFile| -> Result<Statistics<f64>, Failed> {
         let dense = file.cube::<f64>("input.dense_activations")?;
         let sparse = file.cube::<f64>("input.sparse_activations")?;
-        let mut statistics = Statistics::new(dense.dim().2, true);
+        let mut statistics = Statistics::with_residual(dense.dim().2);
         dense
             .outer_iter()
             .zip(sparse.outer_iter())
@@ -416,9 +417,9 @@ fn flipped_decisions() -> Result<(), Failed> {
     };
     let mut mask = file.flags("trace.mask")?;
     mask[(4, 40)] = !mask[(4, 40)];
-    let replay = Replay { order: None, mask: Some(mask.view()) };
-    let prepared = prepare(&statistics(&file)?, &config, Replay::default())?;
-    let pruned = prepared.prune(file.matrix("input.weight")?.view(), &config, replay)?;
+    let replay = Some(mask.view());
+    let prepared = prepare(&statistics(&file)?, &config, None)?;
+    let pruned = prepared.prune(file.matrix("input.weight")?.view(), replay)?;
     let (_directory, path) = with_change(
         "basic",
         |name, place| match name {
@@ -437,10 +438,8 @@ fn flipped_decisions() -> Result<(), Failed> {
     let grids =
         GridConfig { bits: 4, symmetry: Symmetry::Symmetric, range: GridRange::Full, group_size: None };
     let config = PruneConfig { block_size: 32, ..PruneConfig::gptaq() };
-    let prepared = prepare(&statistics(&file)?, &config, Replay::default())?;
-    let run = |codes: Option<ArrayView2<i32>>| {
-        quantise(&prepared, weight.view(), &config, &grids, Replay::default(), codes)
-    };
+    let prepared = prepare(&statistics(&file)?, &config, None)?;
+    let run = |codes: Option<ArrayView2<i32>>| quantise(&prepared, weight.view(), &grids, None, codes);
     let mut codes = run(None)?.codes;
     codes[(9, 3)] += if codes[(9, 3)] > 0 { -1 } else { 1 };
     // What follows in the row is decided anew, column by column, until nothing changes.

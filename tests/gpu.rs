@@ -18,7 +18,7 @@ use duogpt::cuda::device::Buffer;
 use duogpt::cuda::spmspv::Element;
 use duogpt::cuda::statistics::Inputs;
 use duogpt::cuda::{Cuda, DeviceError, Gpu};
-use duogpt::reference::{PruneConfig, Replay};
+use duogpt::reference::PruneConfig;
 use half::{bf16, f16};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -109,20 +109,26 @@ const LLAMA_SHAPES: [(usize, usize); 12] = [
 ];
 
 fn wide() -> Case {
-    Case { n: 512, k: 2048, config: PruneConfig::default(), drift: true, dead: &[7], inputs: Inputs::Bf16 }
+    Case { n: 512, k: 2048, config: PruneConfig::default(), residual: true, dead: &[7], inputs: Inputs::Bf16 }
 }
 
 fn the_same_bits_again(cuda: &Cuda<Gpu>) -> Result<(), String> {
     let case = wide();
-    let once = || run::<f32, _>(cuda, &case, Replay::default()).map_err(|error| error.to_string());
+    let once = || run::<f32, _>(cuda, &case, None, None).map_err(|error| error.to_string());
     let (a, b) = (once()?, once()?);
     if a == b { Ok(()) } else { Err("two runs differ".into()) }
 }
 
 fn no_memory_left_behind(cuda: &Cuda<Gpu>) -> Result<(), String> {
-    let case =
-        Case { n: 256, k: 256, config: PruneConfig::default(), drift: true, dead: &[], inputs: Inputs::Bf16 };
-    let prune = || run::<f32, _>(cuda, &case, Replay::default()).map(drop).map_err(|error| error.to_string());
+    let case = Case {
+        n: 256,
+        k: 256,
+        config: PruneConfig::default(),
+        residual: true,
+        dead: &[],
+        inputs: Inputs::Bf16,
+    };
+    let prune = || run::<f32, _>(cuda, &case, None, None).map(drop).map_err(|error| error.to_string());
     let memory = || cuda.device.memory().map_err(|error| error.to_string());
     // What is loaded and kept for later at the first use is no leak.
     (0..3).try_for_each(|_| prune())?;

@@ -7,7 +7,7 @@ use duogpt::reference::factor::{FactorError, damp, dead_channels, factor, revive
 use duogpt::reference::order::inverse;
 use duogpt::reference::prune::{prepare, prune};
 use duogpt::reference::{
-    Alpha, ColumnOrder, ConfigError, LazyUpdate, PruneConfig, Replay, Sparsity, Statistics, Threshold,
+    Alpha, ColumnOrder, ConfigError, LazyUpdate, PruneConfig, Sparsity, Statistics, Threshold,
 };
 use ndarray::{Array1, Array2, Axis, s};
 use proptest::prelude::*;
@@ -46,7 +46,7 @@ impl Layer {
     }
 
     fn statistics(&self) -> Statistics<f64> {
-        let mut statistics = Statistics::new(self.weight.ncols(), true);
+        let mut statistics = Statistics::with_residual(self.weight.ncols());
         for (dense, sparse) in &self.inputs {
             statistics.update(dense.view(), sparse.view());
         }
@@ -116,8 +116,8 @@ proptest! {
         let mask = random(layer.weight.nrows(), layer.weight.ncols(), seed).mapv(|x| x < 0.0);
         let run = |block_size| {
             let config = PruneConfig { block_size, ..config };
-            let replay = Replay { order: None, mask: Some(mask.view()) };
-            prepare(&statistics, &config, Replay::default()).unwrap().prune(layer.weight.view(), &config, replay).unwrap()
+            let replay = Some(mask.view());
+            prepare(&statistics, &config, None).unwrap().prune(layer.weight.view(), replay).unwrap()
         };
         let whole = run(64);
         prop_assert!(close(&run(config.block_size).weight, &whole.weight));
@@ -139,7 +139,7 @@ proptest! {
         prop_assert!(close(&found.weight, &expected.weight));
 
         // dX = 0, alpha as it is.
-        let mut still = Statistics::new(layer.weight.ncols(), true);
+        let mut still = Statistics::with_residual(layer.weight.ncols());
         for (_, sparse) in &layer.inputs {
             still.update(sparse.view(), sparse.view());
         }
@@ -151,8 +151,8 @@ proptest! {
     #[test]
     fn an_order_is_the_same_as_permuted_inputs(layer in layers(), config in configs()) {
         let statistics = layer.statistics();
-        let ordered = prepare(&statistics, &config, Replay::default()).unwrap();
-        let found = ordered.prune(layer.weight.view(), &config, Replay::default()).unwrap();
+        let ordered = prepare(&statistics, &config, None).unwrap();
+        let found = ordered.prune(layer.weight.view(), None).unwrap();
         let permute = |x: &Array2<f64>| x.select(Axis(1), &ordered.order);
         let permuted = Layer {
             weight: permute(&layer.weight),
@@ -179,11 +179,11 @@ proptest! {
     #[test]
     fn rows_do_not_feel_each_other_under_a_given_mask(layer in layers(), config in configs(), seed in any::<u64>()) {
         let statistics = layer.statistics();
-        let prepared = prepare(&statistics, &config, Replay::default()).unwrap();
+        let prepared = prepare(&statistics, &config, None).unwrap();
         let mask = random(layer.weight.nrows(), layer.weight.ncols(), seed).mapv(|x| x < 0.0);
         let run = |rows: std::ops::Range<usize>| {
-            let replay = Replay { order: None, mask: Some(mask.slice(s![rows.clone(), ..])) };
-            prepared.prune(layer.weight.slice(s![rows, ..]), &config, replay).unwrap().weight
+            let replay = Some(mask.slice(s![rows.clone(), ..]));
+            prepared.prune(layer.weight.slice(s![rows, ..]), replay).unwrap().weight
         };
         let together = run(0..layer.weight.nrows());
         for row in 0..layer.weight.nrows() {
@@ -195,8 +195,8 @@ proptest! {
     fn the_exact_threshold_meets_the_sparsity_in_every_block(layer in layers(), config in configs()) {
         let Sparsity::Unstructured(p) = config.weight_sparsity else { unreachable!() };
         let statistics = layer.statistics();
-        let prepared = prepare(&statistics, &config, Replay::default()).unwrap();
-        let pruned = prepared.prune(layer.weight.view(), &config, Replay::default()).unwrap();
+        let prepared = prepare(&statistics, &config, None).unwrap();
+        let pruned = prepared.prune(layer.weight.view(), None).unwrap();
         for columns in prepared.order.chunks(config.block_size) {
             let block = pruned.mask.select(Axis(1), columns);
             let expected = (block.len() as f64 * p).floor() as usize;
@@ -212,8 +212,8 @@ proptest! {
         let (n, m) = nm;
         let layer = Layer::new(seed, 5, groups * m, 2, 20, 1e2);
         let config = PruneConfig { weight_sparsity: Sparsity::NofM { n, m }, block_size: 8, ..config };
-        let prepared = prepare(&layer.statistics(), &config, Replay::default()).unwrap();
-        let pruned = prepared.prune(layer.weight.view(), &config, Replay::default()).unwrap();
+        let prepared = prepare(&layer.statistics(), &config, None).unwrap();
+        let pruned = prepared.prune(layer.weight.view(), None).unwrap();
         for group in prepared.order.chunks(m) {
             for row in pruned.mask.select(Axis(1), group).outer_iter() {
                 prop_assert_eq!(row.iter().filter(|pruned| **pruned).count(), n);
@@ -238,7 +238,7 @@ proptest! {
     fn the_lazy_updates_differ_only_across_blocks(layer in layers(), config in configs()) {
         let run = |lazy_update| prune(layer.weight.view(), &layer.statistics(), &PruneConfig { lazy_update, ..config }).unwrap();
         let statistics = layer.statistics();
-        let order = prepare(&statistics, &config, Replay::default()).unwrap().order;
+        let order = prepare(&statistics, &config, None).unwrap().order;
         let first: Vec<usize> = order.iter().take(config.block_size).copied().collect();
         let (pruned, compensated) = (run(LazyUpdate::Pruned), run(LazyUpdate::Compensated));
         prop_assert_eq!(pruned.weight.select(Axis(1), &first), compensated.weight.select(Axis(1), &first));
@@ -249,7 +249,7 @@ proptest! {
 
     #[test]
     fn orders_are_permutations(layer in layers(), config in configs()) {
-        let prepared = prepare(&layer.statistics(), &config, Replay::default()).unwrap();
+        let prepared = prepare(&layer.statistics(), &config, None).unwrap();
         let mut sorted = prepared.order.clone();
         sorted.sort_unstable();
         prop_assert_eq!(sorted, (0..layer.weight.ncols()).collect::<Vec<_>>());
@@ -271,12 +271,12 @@ proptest! {
         let dxxt = mean(&|(dense, sparse)| (dense - sparse).t().dot(sparse));
         let dxdxt = mean(&|(dense, sparse)| (dense - sparse).t().dot(&(dense - sparse)));
         let terms = (layer.inputs.len() * (layer.inputs[0].0.nrows() + 4)) as f64;
-        let drift = statistics.drift.unwrap();
+        let residual = statistics.residual.unwrap();
         prop_assert!(max_abs(&(&statistics.hessian - &hessian)) <= terms * EPS * max_abs(&hessian));
         // A product's error is bounded by the norms of its factors, not by the product.
         let bound = (max_abs(&hessian) * max_abs(&dxdxt)).sqrt();
-        prop_assert!(max_abs(&(&drift.dxxt - &dxxt)) <= terms * EPS * bound);
-        let diagonal = (&drift.dxdxt - &dxdxt.diag()).mapv(f64::abs).fold(0.0, |m: f64, &x| m.max(x));
+        prop_assert!(max_abs(&(&residual.dxxt - &dxxt)) <= terms * EPS * bound);
+        let diagonal = (&residual.square_norms - &dxdxt.diag()).mapv(f64::abs).fold(0.0, |m: f64, &x| m.max(x));
         prop_assert!(diagonal <= terms * EPS * max_abs(&dxdxt));
     }
 }
@@ -343,8 +343,7 @@ fn factor_refuses_a_singular_hessian() {
 fn a_replayed_order_must_be_a_permutation() {
     let statistics = Layer::new(1, 2, 3, 1, 10, 1.0).statistics();
     let with_order = |order: &[usize]| {
-        let replay = Replay { order: Some(order), mask: None };
-        prepare(&statistics, &PruneConfig::default(), replay).map(|prepared| prepared.order)
+        prepare(&statistics, &PruneConfig::default(), Some(order)).map(|prepared| prepared.order)
     };
     assert_eq!(with_order(&[2, 0, 1]), Ok(vec![2, 0, 1]));
     for wrong in [&[0, 1][..], &[0, 1, 2, 0], &[0, 1, 3], &[0, 1, 4], &[0, 1, 1]] {

@@ -115,7 +115,7 @@ fn the_pipeline_stores_what_the_loop_gives_on_the_models_own_input() {
         stream.enter(&layer);
         stream.states
     };
-    let mut statistics = Statistics::new(64, true);
+    let mut statistics = Statistics::with_residual(64);
     for (dense, sparse) in input(0.0).iter().zip(&input(0.4)) {
         statistics.update(dense.input.view(), sparse.input.view());
     }

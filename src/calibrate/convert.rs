@@ -6,10 +6,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::output::{OutputDirectory, companions, partial_name, write_index};
-use super::{Observer, report};
+use super::directory::{check_target, companions, partial_name, write_index};
+use super::report;
 use crate::model::sparse_bitmask::{self, ENTRY, StorageFormat};
 use crate::model::{Checkpoint, CheckpointError};
+use crate::progress::Observer;
 use crate::tensors::{Dtype, TensorError, TensorInfo, TensorWriter};
 
 /// Writes `checkpoint` as the directory `target`, its decoder layers' linears in `format`, all else as it is. There and
@@ -23,7 +24,7 @@ pub fn convert(
     format: StorageFormat,
     observer: &dyn Observer,
 ) -> Result<(), CheckpointError> {
-    OutputDirectory::check(target)?;
+    check_target(target)?;
     let partial = partial_name(target);
     if partial.symlink_metadata().is_ok() {
         return Err(CheckpointError::Unusable {

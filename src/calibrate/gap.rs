@@ -57,7 +57,7 @@ impl<T: Scalar> GapMeter<T> {
             let residual = Residual::new(chosen.len(), k);
             Sampled { weight: weight.select(Axis(0), &chosen), rows: chosen, residual }
         });
-        GapMeter { statistics: Statistics::new(weights[0].ncols(), false), linears: linears.collect() }
+        GapMeter { statistics: Statistics::hessian_only(weights[0].ncols()), linears: linears.collect() }
     }
 
     /// Takes in one sequence, dense and sparse input (tokens x k).

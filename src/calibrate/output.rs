@@ -2,19 +2,20 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
+use super::convert;
+use super::directory::{check_target, companions, partial_name, write_index};
 use super::report::LinearReport;
-use super::{Silent, convert};
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
 use crate::model::sparse_bitmask::StorageFormat;
 use crate::model::{Checkpoint, CheckpointError};
+use crate::progress::Silent;
 use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
 /// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed, or
@@ -31,26 +32,6 @@ pub struct OutputDirectory {
 }
 
 impl OutputDirectory {
-    /// Checks that nothing is in the way of `target`, without writing.
-    ///
-    /// # Errors
-    /// [`CheckpointError`] when the target exists or its parent does not.
-    pub fn check(target: &Path) -> Result<(), CheckpointError> {
-        let problem = |path: &Path, detail: &str| {
-            Err(CheckpointError::Unusable { path: path.into(), detail: detail.into() })
-        };
-        if target.symlink_metadata().is_ok() {
-            return problem(target, "the output directory exists already; choose another or remove it");
-        }
-        match parent(target) {
-            parent if !parent.is_dir() => {
-                problem(&parent, "no such directory; create it, or choose another --output")
-            }
-            _ if target.file_name().is_none() => problem(target, "is no name for an output directory"),
-            _ => Ok(()),
-        }
-    }
-
     /// Creates the shards of `checkpoint` with all tensors but the decoder layers' linears, which
     /// [`write`](Self::write) adds. `dtype` converts every floating-point tensor; without it each keeps its type.
     ///
@@ -62,7 +43,7 @@ impl OutputDirectory {
         checkpoint: &Checkpoint,
         dtype: Option<FloatType>,
     ) -> Result<Self, CheckpointError> {
-        Self::check(target)?;
+        check_target(target)?;
         let partial = partial_name(target);
         if partial.symlink_metadata().is_ok() {
             return Err(CheckpointError::Unusable {
@@ -97,7 +78,7 @@ impl OutputDirectory {
         dtype: Option<FloatType>,
         fingerprint: &str,
     ) -> Result<(Self, Vec<LinearReport>), CheckpointError> {
-        Self::check(target)?;
+        check_target(target)?;
         let partial = partial_name(target);
         let path = partial.join(JOURNAL);
         if !path.is_file() {
@@ -328,42 +309,6 @@ impl Drop for OutputDirectory {
     }
 }
 
-/// What goes with the weights, besides `tokenizer*`; the last two are tokenizers of an older kind.
-const COPIED: [&str; 7] = [
-    "config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-];
-
-/// The files of a model directory that are copied as they are: name and path.
-pub(super) fn companions(directory: &Path) -> Result<Vec<(OsString, PathBuf)>, TensorError> {
-    let mut files: Vec<_> = fs::read_dir(directory)
-        .and_then(|entries| entries.map(|entry| entry.map(|e| (e.file_name(), e.path()))).collect())
-        .map_err(TensorError::io(directory))?;
-    files.sort();
-    files.retain(|(name, path)| {
-        let name = name.to_string_lossy();
-        (COPIED.contains(&&*name) || name.starts_with("tokenizer")) && path.is_file()
-    });
-    Ok(files)
-}
-
-/// Writes the index of a sharded checkpoint.
-pub(super) fn write_index(
-    directory: &Path,
-    mut weight_map: serde_json::Map<String, serde_json::Value>,
-    total_bytes: usize,
-) -> Result<(), TensorError> {
-    weight_map.sort_keys();
-    let index = serde_json::json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
-    let path = directory.join(Checkpoint::INDEX);
-    fs::write(&path, format!("{index:#}\n")).map_err(TensorError::io(&path))
-}
-
 /// The record of finished layers inside a directory in the making.
 const JOURNAL: &str = "resume.json";
 
@@ -371,18 +316,4 @@ const JOURNAL: &str = "resume.json";
 struct Journal {
     fingerprint: String,
     linears: Vec<LinearReport>,
-}
-
-pub(super) fn partial_name(target: &Path) -> PathBuf {
-    let mut name = target.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    parent(target).join(name)
-}
-
-pub(super) fn parent(target: &Path) -> PathBuf {
-    match target.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
-        Some(parent) => parent.into(),
-        None => target.into(),
-    }
 }

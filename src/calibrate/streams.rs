@@ -17,7 +17,7 @@ pub struct Activations<'a> {
     pub round_to: Option<FloatType>,
     /// p_x; 0 prunes nothing.
     pub sparsity: f64,
-    /// Then what is not above the linear's threshold goes: TEAL's rule, in place of p_x.
+    /// Then entries that are not above the linear's threshold are zeroed: TEAL's rule, in place of p_x.
     pub thresholds: Option<&'a Thresholds>,
 }
 
@@ -160,45 +160,67 @@ impl OutputError {
     }
 }
 
-/// Takes both streams over one group, each with its own weights; returns the output error of each linear.
-///
-/// Sequences run in parallel; their errors are added in the order of the sequences, so that a run repeats bit for
-/// bit.
-pub fn advance_both<T: Scalar, B: Backend<T>>(
-    dense: &mut Stream<T, B>,
-    sparse: &mut Stream<T, B>,
-    layer: &Layer<T>,
-    group: Group,
-    pruned: &[Array2<T>],
-    progress: impl Fn() + Sync,
-) -> Vec<OutputError> {
-    let mut dense_states = std::mem::take(&mut dense.states);
-    let mut sparse_states = std::mem::take(&mut sparse.states);
-    let (dense_stream, sparse_stream) = (&*dense, &*sparse);
-    let per_sequence: Vec<Vec<OutputError>> = dense_states
-        .par_iter_mut()
-        .zip(&mut sparse_states)
-        .map(|(dense, sparse)| {
-            let expected = apply(layer.group(group), dense.input.view());
-            let found = apply(pruned, sparse.input.view());
-            let errors =
-                expected.iter().zip(&found).map(|(expected, found)| output_error(expected, found)).collect();
-            dense_stream.advance(layer, group, expected, dense);
-            sparse_stream.advance(layer, group, found, sparse);
-            progress();
-            errors
-        })
-        .collect();
-    dense.states = dense_states;
-    sparse.states = sparse_states;
-    let mut total = vec![OutputError::default(); pruned.len()];
-    for errors in &per_sequence {
-        for (total, one) in total.iter_mut().zip(errors) {
-            total.squared_error += one.squared_error;
-            total.squared_norm += one.squared_norm;
-        }
+/// The dense and the sparse stream, between the same two groups.
+pub struct Streams<'a, T, B> {
+    /// Original weights, dense activations.
+    pub dense: Stream<'a, T, B>,
+    /// Weights pruned so far, pruned activations.
+    pub sparse: Stream<'a, T, B>,
+}
+
+impl<T: Scalar, B: Backend<T>> Streams<'_, T, B> {
+    /// Enters a layer with both streams.
+    pub fn enter(&mut self, layer: &Layer<T>) {
+        self.dense.enter(layer);
+        self.sparse.enter(layer);
     }
-    total
+
+    /// The stream, `"dense"` or `"sparse"`, in which an input of the next group is not finite.
+    pub fn not_finite(&self) -> Option<&'static str> {
+        let streams = [(&self.dense, "dense"), (&self.sparse, "sparse")];
+        streams.into_iter().find(|(stream, _)| !stream.is_finite()).map(|(_, name)| name)
+    }
+
+    /// Takes both streams over one group, the sparse one with the `pruned` weights; returns the output error of each
+    /// linear.
+    ///
+    /// Sequences run in parallel; their errors are added in the order of the sequences, so that a run repeats bit for
+    /// bit.
+    pub fn advance(
+        &mut self,
+        layer: &Layer<T>,
+        group: Group,
+        pruned: &[Array2<T>],
+        progress: impl Fn() + Sync,
+    ) -> Vec<OutputError> {
+        let mut dense_states = std::mem::take(&mut self.dense.states);
+        let mut sparse_states = std::mem::take(&mut self.sparse.states);
+        let (dense_stream, sparse_stream) = (&self.dense, &self.sparse);
+        let per_sequence: Vec<Vec<OutputError>> = dense_states
+            .par_iter_mut()
+            .zip(&mut sparse_states)
+            .map(|(dense, sparse)| {
+                let expected = apply(layer.group(group), dense.input.view());
+                let found = apply(pruned, sparse.input.view());
+                let errors = expected.iter().zip(&found);
+                let errors = errors.map(|(expected, found)| output_error(expected, found)).collect();
+                dense_stream.advance(layer, group, expected, dense);
+                sparse_stream.advance(layer, group, found, sparse);
+                progress();
+                errors
+            })
+            .collect();
+        self.dense.states = dense_states;
+        self.sparse.states = sparse_states;
+        let mut total = vec![OutputError::default(); pruned.len()];
+        for errors in &per_sequence {
+            for (total, one) in total.iter_mut().zip(errors) {
+                total.squared_error += one.squared_error;
+                total.squared_norm += one.squared_norm;
+            }
+        }
+        total
+    }
 }
 
 fn output_error<T: Scalar>(expected: &Array2<T>, found: &Array2<T>) -> OutputError {

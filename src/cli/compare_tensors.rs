@@ -9,6 +9,7 @@ use super::CliError;
 use crate::backend::{Backend, Cpu};
 use crate::files::write_atomically;
 use crate::tensors::TensorFile;
+use crate::verify::html::page;
 use crate::verify::report::Report;
 use crate::verify::tensors::compare_files;
 
@@ -44,7 +45,7 @@ impl ReportOutput {
     /// Prints and writes; exit code 1 when a stage differs. `printed` says that the text was printed already.
     pub(super) fn finish(&self, report: &Report, printed: bool) -> Result<ExitCode, CliError> {
         if let Some(path) = &self.html {
-            write_atomically(path, report.to_html().as_bytes())?;
+            write_atomically(path, page(report).as_bytes())?;
         }
         if self.json {
             print!("{}", report.to_json());

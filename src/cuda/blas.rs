@@ -1,6 +1,7 @@
 //! The device's library calls on row-major matrices: read as column-major, a row-major matrix is its transpose.
 
-use super::device::{Buffer, Device, DeviceError, Operand};
+use super::device::{Buffer, Device, Operand};
+use crate::device_error::DeviceError;
 
 /// A row-major matrix, or the transpose of one: row i begins at `address + i * stride` elements.
 #[derive(Clone, Copy, Debug)]

@@ -16,8 +16,9 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use sha2::{Digest, Sha256};
 
-use super::device::{Argument, Device, DeviceError, Launch, Operand};
+use super::device::{Argument, Device, Launch, Operand};
 use super::{KernelFile, nvrtc};
+use crate::device_error::DeviceError;
 use crate::files::write_atomically;
 
 /// A CUDA device.

@@ -2,14 +2,18 @@
 //! [`reference::factor`](mod@crate::reference::factor) and [`reference::score`](mod@crate::reference::score).
 
 use super::blas::{Rows, cholesky, gemm, solve_right};
-use super::device::{Argument, Buffer, Device, DeviceError};
-use super::statistics::{Drift, Statistics};
+use super::device::{Argument, Buffer, Device};
+use super::statistics::{ResidualStatistics, Statistics};
 use super::{FACTOR, launch, number};
+use crate::backend::BackendError;
+use crate::device_error::DeviceError;
 use crate::reference::prune::checked_order;
-use crate::reference::{FactorError, PruneConfig, PruneError, Replay};
+use crate::reference::{FactorError, PruneConfig, PruneError};
 
 /// What Algorithm 1 needs besides the weights, in processing order.
 pub struct Prepared<D: Device> {
+    /// The settings that it was prepared with, and that the loop follows.
+    pub config: PruneConfig,
     /// Position to original column (k).
     pub order: Vec<usize>,
     /// Dead channels, by original column (k).
@@ -26,32 +30,32 @@ pub struct Prepared<D: Device> {
 /// The order is found on the host, by the reference: it needs the two diagonals only.
 ///
 /// # Errors
-/// As the reference, and [`PruneError::Device`].
+/// As the reference, and [`BackendError::Device`].
 pub fn prepare<D: Device>(
     device: &D,
     statistics: &Statistics<D>,
     config: &PruneConfig,
-    replay: Replay,
-) -> Result<Prepared<D>, PruneError> {
+    order: Option<&[usize]>,
+) -> Result<Prepared<D>, BackendError> {
     let k = statistics.k;
     config.check(k)?;
     let matrix = statistics.hessian(device)?;
     if let Some((row, column)) = not_finite(device, &matrix, (k, k))? {
         return Err(FactorError::NotFinite { what: "Hessian", row, column }.into());
     }
-    let drift = statistics.drift(device)?;
+    let residual = statistics.residual(device)?;
     let scale = config.hessian_scale as f32;
     let mut hessian = diagonal(device, &matrix, k)?;
     let dead: Vec<bool> = hessian.iter().map(|&h| h == 0.0).collect();
     for (h, &dead) in hessian.iter_mut().zip(&dead) {
         *h = if dead { 1.0 } else { *h * scale };
     }
-    let order = match replay.order {
+    let order = match order {
         Some(order) => checked_order(order, k)?,
         None => {
-            let drift = drift.as_ref().map(|drift| diagonal(device, &drift.dxxt, k)).transpose()?;
-            let drift: Option<Vec<f32>> = drift.map(|d| d.into_iter().map(|d| d * scale).collect());
-            config.column_order.permutation(&hessian, drift.as_deref(), config.block_size)?
+            let dxxt = residual.as_ref().map(|residual| diagonal(device, &residual.dxxt, k)).transpose()?;
+            let dxxt: Option<Vec<f32>> = dxxt.map(|d| d.into_iter().map(|d| d * scale).collect());
+            config.column_order.permutation(&hessian, dxxt.as_deref(), config.block_size)?
         }
     };
 
@@ -62,16 +66,16 @@ pub fn prepare<D: Device>(
     let in_order = permute_both(device, &matrix, &reversed, scale)?;
     drop(matrix);
     let lt = factor(device, in_order, &damped).map_err(|error| match error {
-        PruneError::Factor(error) => error.in_original_order(&order).into(),
+        BackendError::Prune(PruneError::Factor(error)) => error.in_original_order(&order).into(),
         error => error,
     })?;
 
     let alpha = config.alpha.score as f32;
-    let (d, scale) = correct(device, drift, &order, scale, &lt, alpha)?;
+    let (d, scale) = correct(device, residual, &order, scale, &lt, alpha)?;
     if let Some((_, position)) = not_finite(device, &scale, (1, k))? {
-        return Err(PruneError::NotFinite { what: "score", row: 0, column: order[position] });
+        return Err(PruneError::NotFinite { what: "score", row: 0, column: order[position] }.into());
     }
-    Ok(Prepared { order, dead, lt, d, scale })
+    Ok(Prepared { config: *config, order, dead, lt, d, scale })
 }
 
 /// L^T of a Hessian given in reversed processing order, its diagonal apart, in processing order.
@@ -79,7 +83,7 @@ fn factor<D: Device>(
     device: &D,
     hessian: Buffer<f32, D>,
     diagonal: &[f32],
-) -> Result<Buffer<f32, D>, PruneError> {
+) -> Result<Buffer<f32, D>, BackendError> {
     let k = diagonal.len();
     let reversed: Vec<f32> = diagonal.iter().rev().copied().collect();
     let reversed = Buffer::from_host(device, &reversed)?;
@@ -113,7 +117,7 @@ type Numbers<D> = Buffer<f32, D>;
 /// D and the score's factor.
 fn correct<D: Device>(
     device: &D,
-    drift: Option<Drift<D>>,
+    residual: Option<ResidualStatistics<D>>,
     order: &[usize],
     scale: f32,
     lt: &Buffer<f32, D>,
@@ -121,16 +125,16 @@ fn correct<D: Device>(
 ) -> Result<(Option<Numbers<D>>, Numbers<D>), DeviceError> {
     let k = order.len();
     let score_scale = Buffer::new(device, k)?;
-    let Some(drift) = drift else {
+    let Some(residual) = residual else {
         let arguments = vec![lt.argument(device), score_scale.argument(device), number(k).into()];
         launch(device, &FACTOR, "plain_scale", k, 1, arguments)?;
         return Ok((None, score_scale));
     };
-    let dxdxt = drift.dxdxt.to_host(device)?;
-    let a: Vec<f32> = order.iter().map(|&column| dxdxt[column] * scale).collect();
+    let square_norms = residual.square_norms.to_host(device)?;
+    let a: Vec<f32> = order.iter().map(|&column| square_norms[column] * scale).collect();
     let a = Buffer::from_host(device, &a)?;
-    let Projection { dxxt, q } = projection(device, &drift, order, scale, lt)?;
-    drop(drift);
+    let Projection { dxxt, q } = projection(device, &residual, order, scale, lt)?;
+    drop(residual);
     let arguments = vec![
         q.argument(device),
         lt.argument(device),
@@ -157,13 +161,13 @@ pub(crate) struct Projection<D: Device> {
 /// Q, as [`residual_projection`](crate::reference::score::residual_projection).
 pub(crate) fn projection<D: Device>(
     device: &D,
-    drift: &Drift<D>,
+    residual: &ResidualStatistics<D>,
     order: &[usize],
     scale: f32,
     lt: &Buffer<f32, D>,
 ) -> Result<Projection<D>, DeviceError> {
     let k = order.len();
-    let dxxt = permute_both(device, &drift.dxxt, order, scale)?;
+    let dxxt = permute_both(device, &residual.dxxt, order, scale)?;
     let q = Buffer::new(device, k * k)?;
     let rows = |a: &_| Rows::new(device, a, 0, k);
     gemm(device, (k, k, k), 1.0, rows(&dxxt), rows(lt).t(), 0.0, rows(&q))?;

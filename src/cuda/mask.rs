@@ -1,8 +1,9 @@
 //! Mask selection in one block of columns; see [`reference::mask`](crate::reference::mask).
 
-use super::device::{Buffer, Device, DeviceError, Launch};
+use super::device::{Buffer, Device, Launch};
 use super::score::Columns;
 use super::{MASK, THREADS, launch, number};
+use crate::device_error::DeviceError;
 use crate::reference::Threshold;
 
 /// Marks (1) the scores of one block that go, as [`Threshold::select`] does, and clears the others.

@@ -19,7 +19,8 @@ pub mod select;
 pub mod spmspv;
 pub mod statistics;
 
-pub use device::{Device, DeviceError};
+pub use crate::device_error::DeviceError;
+pub use device::Device;
 pub use driver::Gpu;
 pub use products::DeviceProducts;
 pub use prune::Cuda;

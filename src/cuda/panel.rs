@@ -2,9 +2,10 @@
 //! [`reference::prune`](mod@crate::reference::prune).
 
 use super::blas::{Rows, gemm};
-use super::device::{Argument, Buffer, Device, DeviceError};
+use super::device::{Argument, Buffer, Device};
 use super::score::Columns;
 use super::{PANEL, launch, number};
+use crate::device_error::DeviceError;
 use crate::reference::LazyUpdate;
 
 /// What the loop reads besides the weights; k x k matrices row-major, k the width of the layer.
@@ -20,7 +21,7 @@ pub struct Factors<'a, D: Device> {
 }
 
 /// The layer that the loop changes: n x k, row-major, in processing order.
-pub struct Layer<'a, D: Device> {
+pub struct PanelLayer<'a, D: Device> {
     /// The weights.
     pub w: &'a Buffer<f32, D>,
     /// 1 = pruned.
@@ -67,7 +68,7 @@ pub struct Panel<D: Device> {
 pub fn panel<D: Device>(
     device: &D,
     block: Columns,
-    layer: &Layer<D>,
+    layer: &PanelLayer<D>,
     factors: &Factors<D>,
     groups: Option<Groups>,
     version: Version,
@@ -124,7 +125,7 @@ fn square<'a, D: Device>(factors: &Factors<'a, D>, k: usize) -> (&'a Buffer<f32,
 pub fn lazy_update<D: Device>(
     device: &D,
     block: Columns,
-    layer: &Layer<D>,
+    layer: &PanelLayer<D>,
     panel: &Panel<D>,
     factors: &Factors<D>,
     which: LazyUpdate,

@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
-use super::device::{Buffer, Device, DeviceError};
+use super::device::{Buffer, Device};
 use super::select::Selected;
 use super::spmspv::{self, Bitmap, Dense, Element, Index, Scratch};
+use crate::device_error::DeviceError;
 use crate::generate::products::{Keep, Product, Products, each};
 use crate::generate::weight::{Columns, Weight};
 

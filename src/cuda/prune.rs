@@ -2,16 +2,17 @@
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
-use super::device::{Buffer, Device, DeviceError};
+use super::device::{Buffer, Device};
 use super::factor::{self, Prepared, permute_columns, permute_mask};
 use super::mask::mask;
-use super::panel::{Factors, Groups, Layer, Version, lazy_update, panel};
+use super::panel::{Factors, Groups, PanelLayer, Version, lazy_update, panel};
 use super::score::{Columns, score};
 use super::statistics::Statistics;
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendError};
+use crate::device_error::DeviceError;
 use crate::reference::order::inverse;
 use crate::reference::prune::{Pruned, check_finite};
-use crate::reference::{DeadChannels, PruneConfig, PruneError, Replay, Sparsity, activation};
+use crate::reference::{DeadChannels, PruneConfig, PruneError, Sparsity, activation};
 
 /// Statistics and pruning on a device, in f32. The model's forward pass stays on the CPU, and activation pruning, which
 /// belongs to it, with it.
@@ -21,9 +22,9 @@ pub struct Cuda<D> {
 }
 
 /// Statistics on the device, or why they could not be gathered: [`Backend::prepare`] says so.
-pub struct Gathered<D: Device>(Result<Statistics<D>, DeviceError>);
+pub struct DeviceStatistics<D: Device>(Result<Statistics<D>, DeviceError>);
 
-impl<D: Device> Gathered<D> {
+impl<D: Device> DeviceStatistics<D> {
     /// The statistics.
     ///
     /// # Errors
@@ -34,7 +35,7 @@ impl<D: Device> Gathered<D> {
 }
 
 impl<D: Device> Backend<f32> for Cuda<D> {
-    type Statistics = Gathered<D>;
+    type Statistics = DeviceStatistics<D>;
     type Prepared = Prepared<D>;
 
     fn describe(&self) -> String {
@@ -45,11 +46,11 @@ impl<D: Device> Backend<f32> for Cuda<D> {
         activation::prune_activations(x, sparsity);
     }
 
-    fn statistics(&self, k: usize, with_drift: bool) -> Gathered<D> {
-        Gathered(Statistics::new(&self.device, k, with_drift))
+    fn statistics(&self, k: usize, with_residual: bool) -> DeviceStatistics<D> {
+        DeviceStatistics(Statistics::new(&self.device, k, with_residual))
     }
 
-    fn update(&self, statistics: &mut Gathered<D>, dense: ArrayView2<f32>, sparse: ArrayView2<f32>) {
+    fn update(&self, statistics: &mut DeviceStatistics<D>, dense: ArrayView2<f32>, sparse: ArrayView2<f32>) {
         if let Ok(gathered) = &mut statistics.0
             && let Err(error) = gathered.update(&self.device, dense, sparse)
         {
@@ -59,21 +60,20 @@ impl<D: Device> Backend<f32> for Cuda<D> {
 
     fn prepare(
         &self,
-        statistics: &Gathered<D>,
+        statistics: &DeviceStatistics<D>,
         config: &PruneConfig,
-        replay: Replay,
-    ) -> Result<Prepared<D>, PruneError> {
-        factor::prepare(&self.device, statistics.get()?, config, replay)
+        order: Option<&[usize]>,
+    ) -> Result<Prepared<D>, BackendError> {
+        factor::prepare(&self.device, statistics.get()?, config, order)
     }
 
     fn prune(
         &self,
         prepared: &Prepared<D>,
         weight: ArrayView2<f32>,
-        config: &PruneConfig,
-        replay: Replay,
-    ) -> Result<Pruned<f32>, PruneError> {
-        prune(&self.device, prepared, weight, config, replay)
+        mask: Option<ArrayView2<bool>>,
+    ) -> Result<Pruned<f32>, BackendError> {
+        prune(&self.device, prepared, weight, mask)
     }
 }
 
@@ -82,25 +82,23 @@ fn prune<D: Device>(
     device: &D,
     prepared: &Prepared<D>,
     weight: ArrayView2<f32>,
-    config: &PruneConfig,
-    replay: Replay,
-) -> Result<Pruned<f32>, PruneError> {
+    forced_mask: Option<ArrayView2<bool>>,
+) -> Result<Pruned<f32>, BackendError> {
     let (n, k) = weight.dim();
     let channels = prepared.order.len();
     if k != channels {
-        return Err(PruneError::Shape { what: "weight", expected: (n, channels), found: (n, k) });
+        return Err(PruneError::Shape { what: "weight", expected: (n, channels), found: (n, k) }.into());
     }
-    if let Some(mask) = replay.mask.filter(|mask| mask.dim() != (n, k)) {
-        return Err(PruneError::Shape { what: "mask", expected: (n, k), found: mask.dim() });
+    if let Some(mask) = forced_mask.filter(|mask| mask.dim() != (n, k)) {
+        return Err(PruneError::Shape { what: "mask", expected: (n, k), found: mask.dim() }.into());
     }
     check_finite("weight", weight)?;
 
-    let forced = match replay.mask {
+    let forced = match forced_mask {
         Some(mask) => Some(Buffer::from_host(device, &row_major(mask.mapv(u8::from).view()))?),
         None => None,
     };
-    let pruned =
-        prune_on_device(device, prepared, Buffer::from_host(device, &row_major(weight))?, config, forced)?;
+    let pruned = prune_on_device(device, prepared, Buffer::from_host(device, &row_major(weight))?, forced)?;
     let weight = to_matrix(pruned.weight.to_host(device)?, (n, k));
     check_finite("pruned weight", weight.view())?;
     let mask = to_matrix(pruned.mask.to_host(device)?, (n, k));
@@ -130,10 +128,9 @@ pub fn prune_on_device<D: Device>(
     device: &D,
     prepared: &Prepared<D>,
     weight: Buffer<f32, D>,
-    config: &PruneConfig,
-    mask_to_use: Option<Buffer<u8, D>>,
+    forced_mask: Option<Buffer<u8, D>>,
 ) -> Result<PrunedOnDevice<D>, DeviceError> {
-    let order = &prepared.order;
+    let (order, config) = (&prepared.order, &prepared.config);
     let k = order.len();
     let n = weight.len() / k.max(1);
     assert_eq!(weight.len(), n * k, "a weight of another width");
@@ -143,8 +140,8 @@ pub fn prune_on_device<D: Device>(
         .collect();
     let w = permute_columns(device, &weight, order, &zeroed)?;
     drop(weight);
-    let forced = mask_to_use.is_some();
-    let decided = match mask_to_use {
+    let forced = forced_mask.is_some();
+    let decided = match forced_mask {
         Some(mask) => {
             assert_eq!(mask.len(), n * k, "a mask of another shape");
             permute_mask(device, &mask, order)?
@@ -152,7 +149,7 @@ pub fn prune_on_device<D: Device>(
         None => Buffer::new(device, n * k)?, // every block writes its part
     };
     let s = Buffer::new(device, n * k)?;
-    let layer = Layer { w: &w, mask: &decided, s: &s };
+    let layer = PanelLayer { w: &w, mask: &decided, s: &s };
     let factors = Factors {
         lt: &prepared.lt,
         d: prepared.d.as_ref(),

@@ -1,7 +1,8 @@
 //! The score of one block of columns; see [`reference::score`](mod@crate::reference::score).
 
-use super::device::{Argument, Buffer, Device, DeviceError};
+use super::device::{Argument, Buffer, Device};
 use super::{SCORE, launch, number};
+use crate::device_error::DeviceError;
 
 /// Columns `first .. first + width` of a row-major n x k matrix.
 #[derive(Clone, Copy, Debug)]

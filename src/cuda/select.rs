@@ -2,8 +2,9 @@
 //! [`reference::spmspv::Selected`](crate::reference::spmspv::Selected).
 
 use super::activation::{Activation, threshold_index};
-use super::device::{Argument, Buffer, Device, DeviceError, Launch};
+use super::device::{Argument, Buffer, Device, Launch};
 use super::{SELECT, number};
+use crate::device_error::DeviceError;
 use crate::generate::Keep;
 use crate::reference::spmspv;
 

@@ -5,9 +5,10 @@
 //! rows are stacked.
 
 use super::activation::Activation;
-use super::device::{Argument, Buffer, Device, DeviceError, Launch};
+use super::device::{Argument, Buffer, Device, Launch};
 use super::select::Selected;
 use super::{SPMSPV, THREADS, number};
+use crate::device_error::DeviceError;
 use crate::reference::spmspv::{self, Format, TILE, Value};
 
 /// Numbers that weights are stored in on a device.

@@ -7,8 +7,9 @@ use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, s};
 
 use super::blas::{Rows, gemm};
-use super::device::{Argument, Buffer, Device, DeviceError, Launch, Plain};
+use super::device::{Argument, Buffer, Device, Launch, Plain};
 use super::{STATISTICS, THREADS, launch, number};
+use crate::device_error::DeviceError;
 use crate::reference;
 
 /// Which version of the kernels.
@@ -39,16 +40,16 @@ pub struct Statistics<D: Device> {
     version: Version,
     capacity: usize,
     hessian: Sum<D>,
-    drift: Option<(Sum<D>, Sum<D>)>,
+    residual: Option<(Sum<D>, Sum<D>)>,
     pending: Option<Pending<D>>,
 }
 
 /// The means of what dX = X~ - X^ leaves.
-pub struct Drift<D: Device> {
+pub struct ResidualStatistics<D: Device> {
     /// dX X^T (k x k).
     pub dxxt: Buffer<f32, D>,
     /// diag(dX dX^T) (k).
-    pub dxdxt: Buffer<f32, D>,
+    pub square_norms: Buffer<f32, D>,
 }
 
 /// A sum in pairs of floats: rows x columns.
@@ -173,8 +174,8 @@ impl<D: Device> Statistics<D> {
     ///
     /// # Errors
     /// [`DeviceError`].
-    pub fn new(device: &D, k: usize, with_drift: bool) -> Result<Self, DeviceError> {
-        Self::of_version(device, k, with_drift, Version::TensorCores, CAPACITY)
+    pub fn new(device: &D, k: usize, with_residual: bool) -> Result<Self, DeviceError> {
+        Self::of_version(device, k, with_residual, Version::TensorCores, CAPACITY)
     }
 
     /// The same by a version of the kernels, and with another number of tokens that wait, a multiple of 32.
@@ -187,17 +188,17 @@ impl<D: Device> Statistics<D> {
     pub fn of_version(
         device: &D,
         k: usize,
-        with_drift: bool,
+        with_residual: bool,
         version: Version,
         capacity: usize,
     ) -> Result<Self, DeviceError> {
         assert!(capacity > 0 && capacity.is_multiple_of(CHUNK), "a capacity of {capacity} tokens");
-        let drift = match with_drift {
+        let residual = match with_residual {
             true => Some((Sum::new(device, (k, k))?, Sum::new(device, (1, k))?)),
             false => None,
         };
         let hessian = Sum::new(device, (k, k))?;
-        Ok(Statistics { k, sequences: 0, version, capacity, hessian, drift, pending: None })
+        Ok(Statistics { k, sequences: 0, version, capacity, hessian, residual, pending: None })
     }
 
     /// Takes one sequence in, dense and sparse input (tokens x k). What [`Inputs::of`] finds them to be decides how they
@@ -218,7 +219,7 @@ impl<D: Device> Statistics<D> {
         match self.version {
             Version::Plain => self.take_plainly(device, dense, sparse)?,
             Version::TensorCores => {
-                let inputs = match &self.drift {
+                let inputs = match &self.residual {
                     Some(_) => Inputs::of(&[dense, sparse]),
                     None => Inputs::of(&[sparse]),
                 };
@@ -263,13 +264,14 @@ impl<D: Device> Statistics<D> {
             Ok(Array2::from_shape_vec((k, k), values).expect("k x k"))
         };
         let hessian = square(self.hessian(device)?)?;
-        let drift = match self.drift(device)? {
-            Some(Drift { dxxt, dxdxt }) => {
-                Some(reference::Drift { dxxt: square(dxxt)?, dxdxt: dxdxt.to_host(device)?.into() })
-            }
+        let residual = match self.residual(device)? {
+            Some(ResidualStatistics { dxxt, square_norms }) => Some(reference::ResidualStatistics {
+                dxxt: square(dxxt)?,
+                square_norms: square_norms.to_host(device)?.into(),
+            }),
             None => None,
         };
-        Ok(reference::Statistics { sequences: self.sequences, hessian, drift })
+        Ok(reference::Statistics { sequences: self.sequences, hessian, residual })
     }
 
     /// H (k x k), the mean over the sequences.
@@ -285,11 +287,11 @@ impl<D: Device> Statistics<D> {
     ///
     /// # Errors
     /// [`DeviceError`].
-    pub fn drift(&self, device: &D) -> Result<Option<Drift<D>>, DeviceError> {
+    pub fn residual(&self, device: &D) -> Result<Option<ResidualStatistics<D>>, DeviceError> {
         self.flush(device)?;
-        let Some((dxxt, dxdxt)) = &self.drift else { return Ok(None) };
+        let Some((dxxt, square_norms)) = &self.residual else { return Ok(None) };
         let mean = |sum: &Sum<D>| sum.mean(device, self.sequences, false);
-        Ok(Some(Drift { dxxt: mean(dxxt)?, dxdxt: mean(dxdxt)? }))
+        Ok(Some(ResidualStatistics { dxxt: mean(dxxt)?, square_norms: mean(square_norms)? }))
     }
 
     /// Multiplies what waits.
@@ -315,14 +317,14 @@ impl<D: Device> Statistics<D> {
             let sparse = upload(device, sparse.slice(run), |x| x)?;
             let shape = (k, k, tokens);
             gemm(device, shape, 1.0, rows(&sparse).t(), rows(&sparse), 1.0, rows(&self.hessian.high))?;
-            let Some((dxxt, dxdxt)) = &self.drift else { continue };
+            let Some((dxxt, square_norms)) = &self.residual else { continue };
             let dense = upload(device, dense.slice(run), |x| x)?;
             let dx = Buffer::new(device, tokens * k)?;
             let mut arguments = vec![dense.argument(device), sparse.argument(device), dx.argument(device)];
             arguments.extend([number(tokens), number(k)].map(Argument::from));
             launch(device, &STATISTICS, "difference", tokens * k, 1, arguments)?;
             gemm(device, shape, 1.0, rows(&dx).t(), rows(&sparse), 1.0, rows(&dxxt.high))?;
-            let mut arguments = vec![dx.argument(device), dxdxt.high.argument(device)];
+            let mut arguments = vec![dx.argument(device), square_norms.high.argument(device)];
             arguments.extend([number(tokens), number(k)].map(Argument::from));
             launch(device, &STATISTICS, "column_squares", k, 1, arguments)?;
         }
@@ -338,7 +340,7 @@ impl<D: Device> Statistics<D> {
     ) -> Result<(), DeviceError> {
         for first in (0..sparse.nrows()).step_by(self.capacity) {
             let run = s![first..(first + self.capacity).min(sparse.nrows()), ..];
-            let dense = match &self.drift {
+            let dense = match &self.residual {
                 Some(_) => Some(upload(device, dense.slice(run), T::nearest)?),
                 None => None,
             };
@@ -355,7 +357,7 @@ impl<D: Device> Statistics<D> {
         dense: Option<&Buffer<T, D>>,
         sparse: &Buffer<T, D>,
     ) -> Result<(), DeviceError> {
-        let dense = dense.filter(|_| self.drift.is_some());
+        let dense = dense.filter(|_| self.residual.is_some());
         let tokens = sparse.len() / self.k.max(1);
         let sizes = (sparse.len(), dense.map_or(sparse.len(), Buffer::len));
         assert_eq!(sizes, (tokens * self.k, tokens * self.k), "inputs of another shape");
@@ -367,7 +369,7 @@ impl<D: Device> Statistics<D> {
                 }
                 let pieces = |count| Buffer::new(device, count * self.capacity * self.stride());
                 let (x, dx) = T::INPUTS.pieces();
-                let dx = if self.drift.is_some() { dx } else { 0 };
+                let dx = if self.residual.is_some() { dx } else { 0 };
                 Pending { inputs: T::INPUTS, tokens: Cell::new(0), x: pieces(x)?, dx: pieces(dx)? }
             }
         };
@@ -415,9 +417,12 @@ impl<D: Device> Statistics<D> {
             let grid = (number(self.stride() / 32), number(chunks));
             device.launch(&Launch { file: &STATISTICS, kernel: &kernel, grid, block: THREADS, arguments })?;
         }
-        if let (Some(_), Some((_, dxdxt))) = (dense, &self.drift) {
-            let mut arguments =
-                vec![squares.argument(device), dxdxt.high.argument(device), dxdxt.low.argument(device)];
+        if let (Some(_), Some((_, square_norms))) = (dense, &self.residual) {
+            let mut arguments = vec![
+                squares.argument(device),
+                square_norms.high.argument(device),
+                square_norms.low.argument(device),
+            ];
             arguments.extend([number(chunks), number(k)].map(Argument::from));
             launch(device, &STATISTICS, "add_squares", k, 1, arguments)?;
         }
@@ -448,7 +453,7 @@ impl<D: Device> Statistics<D> {
             device.launch(&Launch { file: &STATISTICS, kernel: &kernel, grid, block: THREADS, arguments })
         };
         multiply("hessian", &pending.x, &self.hessian)?;
-        match &self.drift {
+        match &self.residual {
             Some((dxxt, _)) => multiply("drift", &pending.dx, dxxt),
             None => Ok(()),
         }

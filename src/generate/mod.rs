@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::cuda::DeviceError;
+use crate::device_error::DeviceError;
 use crate::files::parse_json;
 use crate::linalg::Scalar;
 use crate::model::CheckpointError;

@@ -4,7 +4,7 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
 use super::bandwidth;
 use super::weight::Weight;
-use crate::cuda::DeviceError;
+use crate::device_error::DeviceError;
 use crate::linalg::{Scalar, matmul};
 use crate::reference::activation::prune_activations;
 use crate::reference::spmspv::Selected;

@@ -52,14 +52,16 @@
 //! ([`damped_inputs`]): dX is zero there, and the error gains lambda ||w' - w||^2. So everything here stays exact with
 //! damping, on these longer inputs; and [`Objective`] carries the same term.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis, Zip, concatenate, s};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis, concatenate, s};
 use rayon::prelude::*;
 
 use super::PruneError;
+use super::config::check_not_negative;
 use super::factor::{FactorError, damp, dead_channels, factor};
+use super::mask::zero_pruned;
 use super::prune::check_finite;
 use super::score::{Coefficients, Correction};
-use super::statistics::{Drift, Statistics, blend, running_mean};
+use super::statistics::{ResidualStatistics, Statistics, add_square_norms, running_mean};
 use crate::linalg::{Scalar, gemm, matmul};
 
 /// One row of W on its way through the exact removal.
@@ -246,7 +248,7 @@ pub fn damped_inputs<T: Scalar>(
 }
 
 /// D, a, b, c of [`Correction`] without L, by removing one column after the other from H^-1 (Eq. 4 to 6), for a damped
-/// Hessian and the drift in processing order:
+/// Hessian and the statistics of dX in processing order:
 ///
 /// ```text
 /// step p, on H_-(<p):   c_p = dX_p X^T H_-(<p)^-1_{:,p} / [H_-(<p)^-1]_pp
@@ -258,20 +260,20 @@ pub fn damped_inputs<T: Scalar>(
 // ANCHOR: correction_by_elimination
 pub fn correction_by_elimination<T: Scalar>(
     hessian: Array2<T>,
-    drift: &Drift<T>,
+    residual: &ResidualStatistics<T>,
 ) -> Result<Correction<T>, FactorError> {
     let k = hessian.nrows();
     let mut h_inv = invert(hessian)?;
     let mut d = Array2::zeros((k, k));
     let (mut b, mut c) = (Array1::zeros(k), Array1::zeros(k));
     for p in 0..k {
-        let part = drift.dxxt.row(p);
+        let part = residual.dxxt.row(p);
         c[p] = part.dot(&h_inv.column(p)) / h_inv[(p, p)];
         h_inv = eliminate(h_inv.view(), p);
         d.row_mut(p).assign(&part.dot(&h_inv));
         b[p] = d.row(p).dot(&part);
     }
-    Ok(Correction { d, coefficients: Coefficients { a: drift.dxdxt.clone(), b, c } })
+    Ok(Correction { d, coefficients: Coefficients { a: residual.square_norms.clone(), b, c } })
 }
 // ANCHOR_END: correction_by_elimination
 
@@ -301,7 +303,7 @@ impl<T: Scalar> Residual<T> {
         let (keep, add) = running_mean(self.sequences);
         let r = matmul(dx, weight.t()); // tokens x n
         gemm(add, r.t(), sparse, keep, self.products.view_mut());
-        blend(&mut self.norms, keep, add, r.view());
+        add_square_norms(&mut self.norms, keep, add, r.view());
         self.sequences += 1;
     }
 
@@ -318,10 +320,10 @@ impl<T: Scalar> Residual<T> {
         let (n, k) = weight.dim();
         expect_shape("weight", (n, k), (n, statistics.channels()))?;
         expect_shape("residual norms", (norms.len(), 1), (n, 1))?;
-        let products = match &statistics.drift {
-            Some(drift) => {
-                check_finite("statistic dX X^T", drift.dxxt.view())?;
-                matmul(weight, drift.dxxt.view())
+        let products = match &statistics.residual {
+            Some(residual) => {
+                check_finite("statistic dX X^T", residual.dxxt.view())?;
+                matmul(weight, residual.dxxt.view())
             }
             None => Array2::zeros((n, k)),
         };
@@ -354,7 +356,7 @@ impl<T: Scalar> Objective<T> {
     /// # Errors
     /// [`PruneError`]: a damping that is negative or not a number, a Hessian that is not finite.
     pub fn new(mut hessian: Array2<T>, damping: f64) -> Result<Self, PruneError> {
-        super::check_not_negative("damping", damping)?;
+        check_not_negative("damping", damping)?;
         check_finite("Hessian", hessian.view())?;
         let dead = dead_channels(&hessian);
         damp(&mut hessian, damping);
@@ -424,12 +426,7 @@ impl<T: Scalar> Objective<T> {
         check_finite("weight", weight)?;
         let k = self.dead.len();
         let target = matmul(weight, self.hessian.view()) + &residual.products;
-        let mut optimal = weight.to_owned();
-        Zip::from(&mut optimal).and(mask).for_each(|w, &pruned| {
-            if pruned {
-                *w = T::zero();
-            }
-        });
+        let mut optimal = zero_pruned(weight, mask);
         let solve_row = |row: usize, mut w: ArrayViewMut1<T>| {
             let kept: Vec<usize> = (0..k).filter(|&p| !mask[(row, p)] && !self.dead[p]).collect();
             let mut factored =
@@ -531,7 +528,7 @@ mod tests {
     #[test]
     fn the_optimum_does_not_depend_on_how_many_rows_are_solved_at_a_time() {
         let x = Array2::from_shape_fn((20, 6), |(i, j)| ((i * 7 + j * 11) as f64 * 0.7).sin());
-        let mut statistics = Statistics::new(6, true);
+        let mut statistics = Statistics::with_residual(6);
         statistics.update((&x * 1.5).view(), x.view());
         let weight = Array2::from_shape_fn((7, 6), |(i, j)| ((i * 6 + j) as f64 * 1.3).cos());
         let mask = Array2::from_shape_fn((7, 6), |(i, j)| (i + j) % 3 == 0);

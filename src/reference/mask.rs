@@ -1,9 +1,10 @@
-//! Which weights go: unstructured per block, or N of every M.
+//! Which weights are pruned: a fraction of each block, or N of every M.
 
 use std::fmt;
 use std::str::FromStr;
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis, Zip, s};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -138,10 +139,40 @@ impl Threshold {
     // ANCHOR_END: select
 }
 
-/// Flags the `count` lowest scores; of equal scores the earlier ones.
+/// The mask of a block of scores (n x B): the fraction p under `threshold`, or N of every M columns of every row.
+pub fn select<T: Scalar>(score: ArrayView2<T>, sparsity: Sparsity, threshold: Threshold) -> Array2<bool> {
+    match sparsity {
+        Sparsity::Unstructured(p) => threshold.select(score, p),
+        Sparsity::NofM { n, m } => lowest_per_group(score, m, n),
+    }
+}
+
+/// Flags the `count` lowest scores in every `width` consecutive columns of every row (n x k; the last group may be
+/// narrower); of equal scores the left ones.
+pub fn lowest_per_group<T: Scalar>(score: ArrayView2<T>, width: usize, count: usize) -> Array2<bool> {
+    let (n, k) = score.dim();
+    let mut mask = Array2::from_elem((n, k), false);
+    mask.axis_iter_mut(Axis(0)).into_par_iter().zip(score.axis_iter(Axis(0))).for_each(
+        |(mut mask, score)| {
+            for start in (0..k).step_by(width.max(1)) {
+                let group = s![start..(start + width).min(k)];
+                mask.slice_mut(group).assign(&lowest(&score.slice(group).to_vec(), count));
+            }
+        },
+    );
+    mask
+}
+
+/// A copy of the weights (n x k) with +0 where the mask is `true`.
+pub fn zero_pruned<T: Scalar>(weight: ArrayView2<T>, mask: ArrayView2<bool>) -> Array2<T> {
+    Zip::from(weight).and(mask).map_collect(|&w, &pruned| if pruned { T::zero() } else { w })
+}
+
+/// Flags the `count` lowest scores (all, if there are fewer); of equal scores the earlier ones.
 // ANCHOR: lowest
 pub fn lowest<T: Scalar>(score: &[T], count: usize) -> ndarray::Array1<bool> {
     let mut pruned = ndarray::Array1::from_elem(score.len(), false);
+    let count = count.min(score.len());
     if count == 0 {
         return pruned;
     }

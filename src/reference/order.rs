@@ -24,42 +24,53 @@ pub enum ColumnOrder {
 }
 
 impl ColumnOrder {
+    /// Checks that runs fill blocks.
+    ///
+    /// # Errors
+    /// [`ConfigError::Run`] when the run does not divide the block.
+    pub fn check(self, block_size: usize) -> Result<(), ConfigError> {
+        match self {
+            ColumnOrder::Interleaved { run } if run == 0 || !block_size.is_multiple_of(run) => {
+                Err(ConfigError::Run { run, block_size })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Position to original column: entry i of the result is the column that is processed i-th.
     ///
     /// `hessian` and `dxxt` are the diagonals of H (dead channels already set to 1) and of dX X^T. Equal keys keep
     /// their natural order.
     ///
     /// # Errors
-    /// [`ConfigError::Run`] when the run does not divide the block.
+    /// As [`check`](Self::check).
     pub fn permutation<T: Scalar>(
         self,
         hessian: &[T],
         dxxt: Option<&[T]>,
         block_size: usize,
     ) -> Result<Vec<usize>, ConfigError> {
+        self.check(block_size)?;
         let descending = |key: &[T]| {
             let mut order: Vec<usize> = (0..key.len()).collect();
             order.sort_by(|&a, &b| key[b].total_order(&key[a])); // stable
             order
         };
-        match (self, dxxt) {
-            (ColumnOrder::Natural, _) => Ok((0..hessian.len()).collect()),
-            (ColumnOrder::Hessian, _) | (ColumnOrder::HessianDrift, None) => Ok(descending(hessian)),
+        Ok(match (self, dxxt) {
+            (ColumnOrder::Natural, _) => (0..hessian.len()).collect(),
+            (ColumnOrder::Hessian, _) | (ColumnOrder::HessianDrift, None) => descending(hessian),
             (ColumnOrder::HessianDrift, Some(dxxt)) => {
                 let key: Vec<T> = hessian.iter().zip(dxxt).map(|(&h, &d)| h + d.abs()).collect();
-                Ok(descending(&key))
+                descending(&key)
             }
             (ColumnOrder::Interleaved { run }, _) => interleave(descending(hessian), run, block_size),
-        }
+        })
     }
 }
 
 /// Run r of the ranked columns goes to block r mod (k / B); the weakest k mod B columns form the last, shorter
-/// block. Every block so gets its share of the strongest columns.
-fn interleave(ranked: Vec<usize>, run: usize, block_size: usize) -> Result<Vec<usize>, ConfigError> {
-    if run == 0 || !block_size.is_multiple_of(run) {
-        return Err(ConfigError::Run { run, block_size });
-    }
+/// block. Every block so gets its share of the strongest columns. `run` divides `block_size`.
+fn interleave(ranked: Vec<usize>, run: usize, block_size: usize) -> Vec<usize> {
     let blocks = ranked.len() / block_size;
     let (dealt, weakest) = ranked.split_at(blocks * block_size);
     let runs: Vec<&[usize]> = dealt.chunks(run).collect();
@@ -68,7 +79,7 @@ fn interleave(ranked: Vec<usize>, run: usize, block_size: usize) -> Result<Vec<u
         order.extend(runs[block..].iter().step_by(blocks).copied().flatten());
     }
     order.extend(weakest);
-    Ok(order)
+    order
 }
 
 /// The inverse permutation: original column to position.

@@ -4,16 +4,18 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis, Zip, 
 use rayon::prelude::*;
 
 use super::factor::{self, FactorError, damp, dead_channels, revive_dead_channels};
-use super::mask::{Sparsity, lowest};
+use super::mask::{Sparsity, lowest, select};
 use super::order::inverse;
 use super::score::{Correction, score, score_scale};
-use super::statistics::{Drift, Statistics};
+use super::statistics::{ResidualStatistics, Statistics};
 use super::{ConfigError, DeadChannels, LazyUpdate, PruneConfig, PruneError};
 use crate::linalg::{Scalar, gemm};
 
 /// All that Algorithm 1 needs besides the weights, in processing order. The linears that share an input share it.
 #[derive(Clone, Debug)]
 pub struct Prepared<T> {
+    /// The settings that it was prepared with, and that the loop follows.
+    pub config: PruneConfig,
     /// Position to original column (k).
     pub order: Vec<usize>,
     /// Dead channels, by original column (k).
@@ -38,16 +40,6 @@ pub struct Pruned<T> {
     pub score: Array2<T>,
 }
 
-/// Another run's decisions, to compare values under the same ones (no comparison of values survives a flipped
-/// mask bit).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Replay<'a> {
-    /// The processing order to use, position to original column (k).
-    pub order: Option<&'a [usize]>,
-    /// The mask to use (n x k), original column order. Scores are still computed.
-    pub mask: Option<ArrayView2<'a, bool>>,
-}
-
 /// Prunes one linear layer: `weight` (n x k) with the statistics of its input (k channels).
 ///
 /// # Errors
@@ -58,40 +50,42 @@ pub fn prune<T: Scalar>(
     statistics: &Statistics<T>,
     config: &PruneConfig,
 ) -> Result<Pruned<T>, PruneError> {
-    prepare(statistics, config, Replay::default())?.prune(weight, config, Replay::default())
+    prepare(statistics, config, None)?.prune(weight, None)
 }
 
 /// The part of Algorithm 1 that does not depend on W, in the original code's order: dead channels, permutation,
 /// damping, factor, correction.
 ///
+/// `order` (k, position to original column) replays the processing order of another run instead of finding one.
+///
 /// # Errors
-/// As [`prune`].
+/// As [`prune`], and an `order` that is not a permutation.
 pub fn prepare<T: Scalar>(
     statistics: &Statistics<T>,
     config: &PruneConfig,
-    replay: Replay,
+    order: Option<&[usize]>,
 ) -> Result<Prepared<T>, PruneError> {
     let k = statistics.channels();
     config.check(k)?;
     let dead = dead_channels(&statistics.hessian);
-    let Ordered { hessian, drift, order } = in_processing_order(statistics, &dead, config, replay.order)?;
+    let Ordered { hessian, residual, order } = in_processing_order(statistics, &dead, config, order)?;
     let l = damped_factor(hessian, config.damping).map_err(|error| error.in_original_order(&order))?;
-    let correction = drift.map(|drift| Correction::new(&drift, l.view()));
+    let correction = residual.map(|residual| Correction::new(&residual, l.view()));
     let with_alpha = correction.as_ref().map(|c| (&c.coefficients, config.alpha.score));
     let score_scale = score_scale(l.view(), with_alpha);
     if let Some((column, _)) = score_scale.indexed_iter().find(|(_, s)| !s.is_finite()) {
         return Err(PruneError::NotFinite { what: "score", row: 0, column: order[column] });
     }
     let lt = l.t().as_standard_layout().into_owned();
-    Ok(Prepared { order, dead, lt, correction, score_scale })
+    Ok(Prepared { config: *config, order, dead, lt, correction, score_scale })
 }
 
 /// The statistics in processing order.
 pub(crate) struct Ordered<T> {
     /// H (k x k), dead channels revived.
     pub hessian: Array2<T>,
-    /// The drift, where it was gathered.
-    pub drift: Option<Drift<T>>,
+    /// The statistics of dX, where they were gathered.
+    pub residual: Option<ResidualStatistics<T>>,
     /// Position to original column (k).
     pub order: Vec<usize>,
 }
@@ -109,18 +103,18 @@ pub(crate) fn in_processing_order<T: Scalar>(
     let order = match forced {
         Some(order) => checked_order(order, dead.len())?,
         None => {
-            let dxxt = statistics.drift.as_ref().map(|drift| (&drift.dxxt.diag() * scale).to_vec());
+            let dxxt = statistics.residual.as_ref().map(|residual| (&residual.dxxt.diag() * scale).to_vec());
             config.column_order.permutation(&hessian.diag().to_vec(), dxxt.as_deref(), config.block_size)?
         }
     };
     if order.iter().enumerate().any(|(position, &column)| position != column) {
         hessian = permute_both(hessian.view(), &order);
     }
-    let drift = statistics.drift.as_ref().map(|drift| Drift {
-        dxxt: permute_both(drift.dxxt.view(), &order) * scale,
-        dxdxt: drift.dxdxt.select(Axis(0), &order) * scale,
+    let residual = statistics.residual.as_ref().map(|residual| ResidualStatistics {
+        dxxt: permute_both(residual.dxxt.view(), &order) * scale,
+        square_norms: residual.square_norms.select(Axis(0), &order) * scale,
     });
-    Ok(Ordered { hessian, drift, order })
+    Ok(Ordered { hessian, residual, order })
 }
 
 /// L of the damped Hessian.
@@ -149,33 +143,35 @@ pub(crate) fn checked_order(order: &[usize], k: usize) -> Result<Vec<usize>, Con
 }
 
 impl<T: Scalar> Prepared<T> {
-    /// Prunes one linear whose input the preparation describes. `config` must be the one of [`prepare`].
+    /// Prunes one linear (n x k) whose input the preparation describes.
+    ///
+    /// `mask` (n x k, original column order, `true` = pruned) replays the decisions of another run: no comparison of
+    /// values survives a flipped mask bit. Scores are still computed.
     ///
     /// # Errors
-    /// As [`prune`].
+    /// As [`prune`], and a mask of another shape.
     pub fn prune(
         &self,
         weight: ArrayView2<T>,
-        config: &PruneConfig,
-        replay: Replay,
+        mask: Option<ArrayView2<bool>>,
     ) -> Result<Pruned<T>, PruneError> {
-        self.run(weight, config, replay, &mut vec![AsIs; weight.nrows()])
+        self.run(weight, mask, &mut vec![Unrounded; weight.nrows()])
     }
 
-    /// Algorithm 1, the kept weights stored by `storage` (n, one for each row).
-    pub(crate) fn run<S: Storage<T>>(
+    /// Algorithm 1, the kept weights rounded by `rounding` (n, one for each row).
+    pub(crate) fn run<R: Rounding<T>>(
         &self,
         weight: ArrayView2<T>,
-        config: &PruneConfig,
-        replay: Replay,
-        storage: &mut [S],
+        forced_mask: Option<ArrayView2<bool>>,
+        rounding: &mut [R],
     ) -> Result<Pruned<T>, PruneError> {
+        let config = &self.config;
         let (n, k) = weight.dim();
         let channels = self.order.len();
         if k != channels {
             return Err(PruneError::Shape { what: "weight", expected: (n, channels), found: (n, k) });
         }
-        if let Some(mask) = replay.mask.filter(|mask| mask.dim() != (n, k)) {
+        if let Some(mask) = forced_mask.filter(|mask| mask.dim() != (n, k)) {
             return Err(PruneError::Shape { what: "mask", expected: (n, k), found: mask.dim() });
         }
         check_finite("weight", weight)?;
@@ -188,21 +184,22 @@ impl<T: Scalar> Prepared<T> {
                 }
             }
         }
-        let forced = replay.mask.map(|mask| select_columns(mask, &self.order));
+        let forced = forced_mask.map(|mask| select_columns(mask, &self.order));
         let mut mask = forced.clone().unwrap_or_else(|| Array2::from_elem((n, k), false));
         let mut scores = Array2::zeros((n, k));
-        let mut storage = ArrayViewMut1::from(storage);
+        let mut rounding = ArrayViewMut1::from(rounding);
 
         // ANCHOR: blocks
         for start in (0..k).step_by(config.block_size) {
             let end = (start + config.block_size).min(k);
-            let block = Block::new(self, config, start..end);
+            let block = Block::new(self, start..end);
             let columns = s![.., start..end];
 
-            if let Sparsity::Unstructured(p) = config.weight_sparsity {
+            if let Sparsity::Unstructured(_) = config.weight_sparsity {
                 let score = score(w.slice(columns), block.score_scale);
                 if forced.is_none() {
-                    mask.slice_mut(columns).assign(&config.threshold.select(score.view(), p));
+                    let selected = select(score.view(), config.weight_sparsity, config.threshold);
+                    mask.slice_mut(columns).assign(&selected);
                 }
                 scores.slice_mut(columns).assign(&score);
             }
@@ -215,11 +212,11 @@ impl<T: Scalar> Prepared<T> {
                 .and(scores.slice_mut(columns).rows_mut())
                 .and(e.rows_mut())
                 .and(compensated.rows_mut())
-                .and(&mut storage)
-                .par_for_each(|w, mask, score, e, compensated, storage| {
+                .and(&mut rounding)
+                .par_for_each(|w, mask, score, e, compensated, rounding| {
                     let (w, mask, score) = (contiguous(w), contiguous(mask), contiguous(score));
                     let row = Row { w, mask, score, e: contiguous(e), compensated: contiguous(compensated) };
-                    block.prune_row(row, config.weight_sparsity, free, storage);
+                    block.prune_row(row, config.weight_sparsity, free, rounding);
                 });
 
             // Lazy update of the columns to the right.
@@ -246,20 +243,20 @@ impl<T: Scalar> Prepared<T> {
     }
 }
 
-/// What becomes of a weight that is kept.
-pub(crate) trait Storage<T>: Send {
-    /// The value stored for the weight of column `column` (in processing order). `rest` is its row from that column
-    /// on: current within the block, beyond it as the last lazy update left it. Asked once for every column from the
-    /// left, pruned or not.
-    fn store(&mut self, column: usize, rest: &[T]) -> T;
+/// What a kept weight is rounded to.
+pub(crate) trait Rounding<T>: Send {
+    /// The rounded weight of column `column` (in processing order). `rest` is its row from that column on: current
+    /// within the block, beyond it as the last lazy update left it. Called once for every column from the left,
+    /// pruned or not.
+    fn round(&mut self, column: usize, rest: &[T]) -> T;
 }
 
 /// The weight itself.
 #[derive(Clone, Copy)]
-struct AsIs;
+struct Unrounded;
 
-impl<T: Scalar> Storage<T> for AsIs {
-    fn store(&mut self, _: usize, rest: &[T]) -> T {
+impl<T: Scalar> Rounding<T> for Unrounded {
+    fn round(&mut self, _: usize, rest: &[T]) -> T {
         rest[0]
     }
 }
@@ -285,7 +282,7 @@ struct Row<'a, T> {
 }
 
 /// Row j of a square, right of the diagonal.
-fn behind<A>(square: ArrayView2<'_, A>, j: usize) -> &[A] {
+fn right_of_diagonal<A>(square: ArrayView2<'_, A>, j: usize) -> &[A] {
     &square.index_axis_move(Axis(0), j).to_slice().expect("a row of a row-major matrix")[j + 1..]
 }
 
@@ -294,10 +291,10 @@ fn contiguous<A>(row: ArrayViewMut1<'_, A>) -> &mut [A] {
 }
 
 impl<'a, T: Scalar> Block<'a, T> {
-    fn new(prepared: &'a Prepared<T>, config: &PruneConfig, columns: std::ops::Range<usize>) -> Self {
+    fn new(prepared: &'a Prepared<T>, columns: std::ops::Range<usize>) -> Self {
         let square = s![columns.clone(), columns.clone()];
         let d = match &prepared.correction {
-            Some(correction) => &correction.d.slice(square) * T::of(config.alpha.update),
+            Some(correction) => &correction.d.slice(square) * T::of(prepared.config.alpha.update),
             None => Array2::zeros((columns.len(), columns.len())),
         };
         Block {
@@ -311,11 +308,11 @@ impl<'a, T: Scalar> Block<'a, T> {
     /// The column loop for one row:
     ///
     /// ```text
-    /// q = W_j as stored where kept, 0 where pruned        e = (W_j - q) / L_jj
+    /// q = W_j, rounded, where kept; 0 where pruned        e = (W_j - q) / L_jj
     /// W_{j..} += -e L_{j..,j}^T + W_j D_{j,j..}        (W_j before pruning; afterwards column j holds q)
     /// ```
     // ANCHOR: prune_row
-    fn prune_row(&self, row: Row<T>, sparsity: Sparsity, free: bool, storage: &mut impl Storage<T>) {
+    fn prune_row(&self, row: Row<T>, sparsity: Sparsity, free: bool, rounding: &mut impl Rounding<T>) {
         let width = self.lt.nrows();
         for j in 0..width {
             if let Sparsity::NofM { n, m } = sparsity
@@ -330,14 +327,14 @@ impl<'a, T: Scalar> Block<'a, T> {
                 }
             }
             let w = row.w[j];
-            let stored = storage.store(self.start + j, &row.w[j..]);
-            let q = if row.mask[j] { T::zero() } else { stored };
+            let rounded = rounding.round(self.start + j, &row.w[j..]);
+            let q = if row.mask[j] { T::zero() } else { rounded };
             let e = (w - q) / self.lt[(j, j)];
             row.e[j] = e;
             row.compensated[j] = w;
             row.w[j] = q;
             // Plain slices: this line is where the time goes, and so the compiler vectorises it.
-            let (lt, d) = (behind(self.lt, j), behind(self.d.view(), j));
+            let (lt, d) = (right_of_diagonal(self.lt, j), right_of_diagonal(self.d.view(), j));
             for ((rest, &l), &d) in row.w[j + 1..width].iter_mut().zip(lt).zip(d) {
                 *rest += w * d - e * l;
             }

@@ -8,7 +8,7 @@
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 
-use super::statistics::Drift;
+use super::statistics::ResidualStatistics;
 use crate::linalg::{Scalar, gemm, matmul};
 
 /// What the residual adds to the SparseGPT loop, in processing order.
@@ -38,10 +38,14 @@ pub fn residual_projection<T: Scalar>(dxxt: ArrayView2<T>, l: ArrayView2<T>) -> 
 
 /// a, b, c from diag(dX dX^T), Q and L.
 // ANCHOR: coefficients
-pub fn coefficients<T: Scalar>(dxdxt: ArrayView1<T>, q: ArrayView2<T>, l: ArrayView2<T>) -> Coefficients<T> {
+pub fn coefficients<T: Scalar>(
+    square_norms: ArrayView1<T>,
+    q: ArrayView2<T>,
+    l: ArrayView2<T>,
+) -> Coefficients<T> {
     let strictly_upper = |p: usize| q.slice(s![p, p + 1..]);
     Coefficients {
-        a: dxdxt.to_owned(),
+        a: square_norms.to_owned(),
         b: (0..q.nrows()).map(|p| strictly_upper(p).iter().map(|&u| u * u).sum()).collect(),
         c: &q.diag() / &l.diag(),
     }
@@ -76,10 +80,10 @@ pub fn update_matrix<T: Scalar>(mut q: Array2<T>, l: ArrayView2<T>) -> Array2<T>
 
 // ANCHOR: correction
 impl<T: Scalar> Correction<T> {
-    /// D, a, b, c from the drift statistics and L, all in processing order.
-    pub fn new(drift: &Drift<T>, l: ArrayView2<T>) -> Self {
-        let q = residual_projection(drift.dxxt.view(), l);
-        let coefficients = coefficients(drift.dxdxt.view(), q.view(), l);
+    /// D, a, b, c from the statistics of dX and L, all in processing order.
+    pub fn new(residual: &ResidualStatistics<T>, l: ArrayView2<T>) -> Self {
+        let q = residual_projection(residual.dxxt.view(), l);
+        let coefficients = coefficients(residual.square_norms.view(), q.view(), l);
         Correction { d: update_matrix(q, l), coefficients }
     }
 }

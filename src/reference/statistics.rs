@@ -20,24 +20,29 @@ pub struct Statistics<T> {
     pub sequences: usize,
     /// H = X^ X^T (k x k).
     pub hessian: Array2<T>,
-    /// How the sparse input differs from the dense one; `None` for methods that do not ask (dX = 0).
-    pub drift: Option<Drift<T>>,
+    /// What the output residual needs; `None` for methods without it (dX = 0).
+    pub residual: Option<ResidualStatistics<T>>,
 }
 
-/// The statistics of dX = X~ - X^.
+/// The statistics of dX = X~ - X^, from which the output residual W dX is corrected.
 #[derive(Clone, Debug)]
-pub struct Drift<T> {
+pub struct ResidualStatistics<T> {
     /// dX X^T (k x k), with X = X^.
     pub dxxt: Array2<T>,
-    /// diag(dX dX^T) (k).
-    pub dxdxt: Array1<T>,
+    /// diag(dX dX^T) (k): the square norm of dX in each input channel.
+    pub square_norms: Array1<T>,
 }
 
 impl<T: Scalar> Statistics<T> {
-    /// No sequences yet, for k input channels; `with_drift` asks for dX X^T and diag(dX dX^T) too.
-    pub fn new(k: usize, with_drift: bool) -> Self {
-        let drift = with_drift.then(|| Drift { dxxt: Array2::zeros((k, k)), dxdxt: Array1::zeros(k) });
-        Statistics { sequences: 0, hessian: Array2::zeros((k, k)), drift }
+    /// No sequences yet, for k input channels: H alone, as SparseGPT needs it.
+    pub fn hessian_only(k: usize) -> Self {
+        Statistics { sequences: 0, hessian: Array2::zeros((k, k)), residual: None }
+    }
+
+    /// No sequences yet, for k input channels: H, dX X^T and diag(dX dX^T), as DuoGPT and GPTAQ need them.
+    pub fn with_residual(k: usize) -> Self {
+        let residual = ResidualStatistics { dxxt: Array2::zeros((k, k)), square_norms: Array1::zeros(k) };
+        Statistics { residual: Some(residual), ..Self::hessian_only(k) }
     }
 
     /// Input channels k.
@@ -47,8 +52,8 @@ impl<T: Scalar> Statistics<T> {
 
     /// Takes one sequence in. Rows are tokens: `dense` is X~^T and `sparse` X^^T, both tokens x k.
     ///
-    /// dX is formed before it is multiplied (G - H with G = X~ X^T would cancel), a piece of the tokens at a time: it stays
-    /// in cache and takes little memory.
+    /// dX is formed before it is multiplied (G - H with G = X~ X^T would cancel), a chunk of tokens at a time: a chunk
+    /// stays in cache and takes little memory.
     ///
     /// # Panics
     /// When the shapes differ from each other or from k.
@@ -57,36 +62,36 @@ impl<T: Scalar> Statistics<T> {
         let (keep, add) = running_mean(self.sequences);
         // Side by side, so that the cores share all of the work.
         let update_hessian = || gram(add, sparse.t(), keep, &mut self.hessian);
-        let update_drift = || {
-            if let Some(drift) = &mut self.drift {
-                drift.update(keep, add, dense, sparse);
+        let update_residual = || {
+            if let Some(residual) = &mut self.residual {
+                residual.update(keep, add, dense, sparse);
             }
         };
-        rayon::join(update_hessian, update_drift);
+        rayon::join(update_hessian, update_residual);
         self.sequences += 1;
     }
     // ANCHOR_END: update
 }
 
-impl<T: Scalar> Drift<T> {
+impl<T: Scalar> ResidualStatistics<T> {
     /// mean <- keep mean + add (dX X^T, diag(dX dX^T)), both inputs tokens x k.
     fn update(&mut self, keep: f64, add: f64, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
         assert_eq!(dense.dim(), sparse.dim(), "dense and sparse input differ in shape");
         self.dxxt *= T::of(keep);
-        self.dxdxt *= T::of(keep);
-        let mut buffer = Array2::zeros((PIECE.min(dense.nrows()), dense.ncols()));
-        let pieces = dense.axis_chunks_iter(Axis(0), PIECE).zip(sparse.axis_chunks_iter(Axis(0), PIECE));
-        for (dense, sparse) in pieces {
+        self.square_norms *= T::of(keep);
+        let mut buffer = Array2::zeros((CHUNK.min(dense.nrows()), dense.ncols()));
+        let chunks = dense.axis_chunks_iter(Axis(0), CHUNK).zip(sparse.axis_chunks_iter(Axis(0), CHUNK));
+        for (dense, sparse) in chunks {
             let mut dx = buffer.slice_mut(s![..dense.nrows(), ..]);
             Zip::from(&mut dx).and(dense).and(sparse).for_each(|dx, &dense, &sparse| *dx = dense - sparse);
             gemm(add, dx.t(), sparse, 1.0, self.dxxt.view_mut());
-            blend(&mut self.dxdxt, 1.0, add, dx.view());
+            add_square_norms(&mut self.square_norms, 1.0, add, dx.view());
         }
     }
 }
 
 /// Tokens whose dX is held at a time: few enough to stay in cache, enough for a fast product.
-const PIECE: usize = 512;
+const CHUNK: usize = 512;
 
 /// The running mean of one number per input channel: the sum over tokens of x^2. Wanda needs no more than this,
 /// the diagonal of H.
@@ -110,7 +115,7 @@ impl<T: Scalar> ChannelNorms<T> {
     /// When `x` does not have k columns.
     pub fn update(&mut self, x: ArrayView2<T>) {
         let (keep, add) = running_mean(self.sequences);
-        blend(&mut self.square_norms, keep, add, x);
+        add_square_norms(&mut self.square_norms, keep, add, x);
         self.sequences += 1;
     }
 }
@@ -122,7 +127,7 @@ pub(crate) fn running_mean(seen: usize) -> (f64, f64) {
 }
 
 /// mean <- keep mean + add diag(X X^T), X given as tokens x k.
-pub(super) fn blend<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: ArrayView2<T>) {
+pub(super) fn add_square_norms<T: Scalar>(mean: &mut Array1<T>, keep: f64, add: f64, x: ArrayView2<T>) {
     let mut squares = Array1::<T>::zeros(mean.len());
     for token in x.axis_iter(Axis(0)) {
         Zip::from(&mut squares).and(&token).for_each(|sum, &x| *sum += x * x);
@@ -135,26 +140,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_of_tokens_add_up_to_their_sequence() {
+    fn chunks_of_tokens_add_up_to_their_sequence() {
         // Small integers and halves of them: every sum is exact.
-        for tokens in [0, 1, PIECE, 2 * PIECE + 3] {
+        for tokens in [0, 1, CHUNK, 2 * CHUNK + 3] {
             let dense = Array2::from_shape_fn((tokens, 5), |(i, j)| ((i * 7 + j * 3) % 9) as f64 - 4.0);
             let sparse = dense.mapv(|x| if x.abs() < 2.0 { 0.0 } else { x + 1.0 });
-            let mut statistics = Statistics::new(5, true);
+            let mut statistics = Statistics::with_residual(5);
             statistics.update(dense.view(), sparse.view());
             statistics.update(sparse.view(), dense.view());
             let dx = &dense - &sparse;
-            let drift = statistics.drift.unwrap();
+            let residual = statistics.residual.unwrap();
             assert_eq!(statistics.hessian, (sparse.t().dot(&sparse) + dense.t().dot(&dense)) / 2.0);
-            assert_eq!(drift.dxxt, (dx.t().dot(&sparse) - dx.t().dot(&dense)) / 2.0);
-            assert_eq!(drift.dxdxt, dx.t().dot(&dx).diag());
+            assert_eq!(residual.dxxt, (dx.t().dot(&sparse) - dx.t().dot(&dense)) / 2.0);
+            assert_eq!(residual.square_norms, dx.t().dot(&dx).diag());
         }
     }
 
     #[test]
     #[should_panic(expected = "differ in shape")]
     fn inputs_of_different_lengths_are_refused() {
-        let x = Array2::<f64>::zeros((2 * PIECE, 3));
-        Statistics::new(3, true).update(x.view(), x.slice(s![..PIECE, ..]));
+        let x = Array2::<f64>::zeros((2 * CHUNK, 3));
+        Statistics::with_residual(3).update(x.view(), x.slice(s![..CHUNK, ..]));
     }
 }

@@ -17,8 +17,8 @@ svg { max-width: 100%; height: auto } details { margin: 1rem 0 }
 const BLUE: RGBColor = RGBColor(0, 114, 178);
 const ORANGE: RGBColor = RGBColor(213, 94, 0);
 
-/// The whole page.
-pub(super) fn page(report: &Report) -> String {
+/// The report as one page that needs no other file.
+pub fn page(report: &Report) -> String {
     let failed = report.failed();
     let verdict = if failed == 0 { "PASS" } else { "FAIL" };
     let mut html = format!(

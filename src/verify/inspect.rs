@@ -2,29 +2,29 @@
 
 use ndarray::{Array1, Array2};
 
-use super::golden::Kind;
-use crate::backend::{Backend, Cpu};
+use super::kind::Kind;
+use crate::backend::{Backend, BackendError, Cpu};
 use crate::cuda::activation::activation;
 use crate::cuda::device::Buffer;
 use crate::cuda::factor::projection;
 use crate::cuda::prune::{row_major, to_matrix};
 use crate::cuda::{Cuda, Device};
 use crate::linalg::Scalar;
+use crate::reference::Statistics;
 use crate::reference::activation::prune_activations;
 use crate::reference::prune::in_processing_order;
 use crate::reference::score::residual_projection;
-use crate::reference::{PruneConfig, PruneError, Statistics};
 
 /// What [`Backend::prepare`] made, on the host, in processing order.
 #[derive(Clone, Debug)]
-pub struct Prepared<T> {
+pub struct Trace<T> {
     /// Position to original column (k).
     pub order: Vec<usize>,
     /// L^T (k x k).
     pub lt: Array2<T>,
-    /// Q = dX X^T L (k x k), where there is a drift.
+    /// Q = dX X^T L (k x k), where dX was gathered.
     pub q: Option<Array2<T>>,
-    /// D (k x k), where there is a drift.
+    /// D (k x k), where dX was gathered.
     pub d: Option<Array2<T>>,
     /// The factor of W^2 in the score (k).
     pub scale: Array1<T>,
@@ -43,25 +43,24 @@ pub trait Inspect<T: Scalar>: Backend<T> {
     /// [`Backend::prune_activations`] prunes where the activations are.)
     ///
     /// # Errors
-    /// [`PruneError::Device`].
-    fn pruned_activations(&self, x: Array2<T>, sparsity: f64) -> Result<Array2<T>, PruneError>;
+    /// [`BackendError::Device`].
+    fn pruned_activations(&self, x: Array2<T>, sparsity: f64) -> Result<Array2<T>, BackendError>;
 
     /// A copy of the statistics.
     ///
     /// # Errors
-    /// [`PruneError::Device`].
-    fn read_statistics(&self, statistics: &Self::Statistics) -> Result<Statistics<T>, PruneError>;
+    /// [`BackendError::Device`].
+    fn read_statistics(&self, statistics: &Self::Statistics) -> Result<Statistics<T>, BackendError>;
 
     /// A copy of what was prepared from these statistics; Q is formed anew, as `prepare` forms it.
     ///
     /// # Errors
-    /// [`PruneError::Device`].
-    fn read_prepared(
+    /// [`BackendError::Device`].
+    fn trace(
         &self,
         statistics: &Self::Statistics,
         prepared: &Self::Prepared,
-        config: &PruneConfig,
-    ) -> Result<Prepared<T>, PruneError>;
+    ) -> Result<Trace<T>, BackendError>;
 }
 
 impl<T: Scalar> Inspect<T> for Cpu {
@@ -71,27 +70,23 @@ impl<T: Scalar> Inspect<T> for Cpu {
         None
     }
 
-    fn pruned_activations(&self, mut x: Array2<T>, sparsity: f64) -> Result<Array2<T>, PruneError> {
+    fn pruned_activations(&self, mut x: Array2<T>, sparsity: f64) -> Result<Array2<T>, BackendError> {
         prune_activations(x.view_mut(), sparsity);
         Ok(x)
     }
 
-    fn read_statistics(&self, statistics: &Statistics<T>) -> Result<Statistics<T>, PruneError> {
+    fn read_statistics(&self, statistics: &Statistics<T>) -> Result<Statistics<T>, BackendError> {
         Ok(statistics.clone())
     }
 
-    fn read_prepared(
-        &self,
-        statistics: &Statistics<T>,
-        prepared: &Self::Prepared,
-        config: &PruneConfig,
-    ) -> Result<Prepared<T>, PruneError> {
+    fn trace(&self, statistics: &Statistics<T>, prepared: &Self::Prepared) -> Result<Trace<T>, BackendError> {
         let order = prepared.order.clone();
-        let drift = in_processing_order(statistics, &prepared.dead, config, Some(&order))?.drift;
-        Ok(Prepared {
+        let residual =
+            in_processing_order(statistics, &prepared.dead, &prepared.config, Some(&order))?.residual;
+        Ok(Trace {
             order,
             lt: prepared.lt.clone(),
-            q: drift.map(|drift| residual_projection(drift.dxxt.view(), prepared.lt.t())),
+            q: residual.map(|residual| residual_projection(residual.dxxt.view(), prepared.lt.t())),
             d: prepared.correction.as_ref().map(|correction| correction.d.clone()),
             scale: prepared.score_scale.clone(),
         })
@@ -111,32 +106,31 @@ impl<D: Device> Inspect<f32> for Cuda<D> {
         }
     }
 
-    fn pruned_activations(&self, x: Array2<f32>, sparsity: f64) -> Result<Array2<f32>, PruneError> {
+    fn pruned_activations(&self, x: Array2<f32>, sparsity: f64) -> Result<Array2<f32>, BackendError> {
         let on_device = Buffer::from_host(&self.device, &row_major(x.view()))?;
         let kept = activation(&self.device, &on_device, x.dim(), sparsity)?;
         Ok(to_matrix(kept.x.to_host(&self.device)?, x.dim()))
     }
 
-    fn read_statistics(&self, statistics: &Self::Statistics) -> Result<Statistics<f32>, PruneError> {
+    fn read_statistics(&self, statistics: &Self::Statistics) -> Result<Statistics<f32>, BackendError> {
         Ok(statistics.get()?.to_host(&self.device)?)
     }
 
-    fn read_prepared(
+    fn trace(
         &self,
         statistics: &Self::Statistics,
         prepared: &Self::Prepared,
-        config: &PruneConfig,
-    ) -> Result<Prepared<f32>, PruneError> {
+    ) -> Result<Trace<f32>, BackendError> {
         let k = prepared.order.len();
         let square = |a: &Buffer<f32, D>| a.to_host(&self.device).map(|a| to_matrix(a, (k, k)));
-        let scale = config.hessian_scale as f32;
-        let q = match statistics.get()?.drift(&self.device)? {
-            Some(drift) => {
-                Some(square(&projection(&self.device, &drift, &prepared.order, scale, &prepared.lt)?.q)?)
+        let scale = prepared.config.hessian_scale as f32;
+        let q = match statistics.get()?.residual(&self.device)? {
+            Some(residual) => {
+                Some(square(&projection(&self.device, &residual, &prepared.order, scale, &prepared.lt)?.q)?)
             }
             None => None,
         };
-        Ok(Prepared {
+        Ok(Trace {
             order: prepared.order.clone(),
             lt: square(&prepared.lt)?,
             q,

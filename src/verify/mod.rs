@@ -2,7 +2,8 @@
 
 pub mod compare;
 pub mod golden;
-mod html;
+pub mod html;
 pub mod inspect;
+pub mod kind;
 pub mod report;
 pub mod tensors;

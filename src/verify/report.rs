@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::compare::{Comparison, Decisions, Pattern, Place, UlpHistogram};
-use super::golden::Kind;
+use super::kind::Kind;
 use crate::calibrate::report::Environment;
 
 /// All that a check compared, and what is needed to repeat it.
@@ -266,10 +266,5 @@ impl Report {
         let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
         text.push('\n');
         text
-    }
-
-    /// One page that needs nothing besides itself.
-    pub fn to_html(&self) -> String {
-        super::html::page(self)
     }
 }

@@ -5,19 +5,18 @@ pub mod spmspv;
 
 use std::fmt::Debug;
 
-use duogpt::backend::{Backend, Cpu};
+use duogpt::backend::{Backend, BackendError, Cpu};
 use duogpt::cuda::activation::{Activation, activation, activation_counting};
 use duogpt::cuda::device::{Buffer, Device};
 use duogpt::cuda::mask::{mask, mask_counting};
-use duogpt::cuda::panel::{Factors, Groups, Layer, Panel, Version, panel};
+use duogpt::cuda::panel::{Factors, Groups, Panel, PanelLayer, Version, panel};
 use duogpt::cuda::score::{Columns, score};
 use duogpt::cuda::statistics::{Inputs, Statistics as DeviceStatistics, Version as StatisticsVersion};
 use duogpt::linalg::Scalar;
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::score::{Coefficients, Correction};
 use duogpt::reference::{
-    Alpha, ColumnOrder, LazyUpdate, Prepared, PruneConfig, PruneError, Pruned, Replay, Sparsity, Statistics,
-    Threshold,
+    Alpha, ColumnOrder, LazyUpdate, Prepared, PruneConfig, Pruned, Sparsity, Statistics, Threshold,
 };
 use duogpt::verify::inspect::Inspect;
 use half::{bf16, f16};
@@ -175,8 +174,9 @@ pub fn masks_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
 
 // The column loop: with one block and no product the reference rounds at the same places, so bits must agree.
 
-/// L^T, D and the score's factor of some layer.
-fn some_factors(seed: u64, k: usize) -> Prepared<f32> {
+/// L^T, D and the score's factor of a layer that is one block wide.
+fn some_factors(seed: u64, config: PruneConfig) -> Prepared<f32> {
+    let k = config.block_size;
     let small = random(seed, k, k) * 0.2;
     let lt = Array2::from_shape_fn((k, k), |(i, j)| match i.cmp(&j) {
         std::cmp::Ordering::Less => small[(i, j)],
@@ -187,6 +187,7 @@ fn some_factors(seed: u64, k: usize) -> Prepared<f32> {
     let nothing = Array1::zeros(k);
     let coefficients = Coefficients { a: nothing.clone(), b: nothing.clone(), c: nothing };
     Prepared {
+        config,
         order: (0..k).collect(),
         dead: vec![false; k],
         lt,
@@ -224,11 +225,10 @@ pub fn panel_agrees<D: Device>(
         ..PruneConfig::default()
     };
     let seed = (width * 10 + n) as u64;
-    let prepared = some_factors(seed, width);
+    let prepared = some_factors(seed, config);
     let w = if forced { random(seed, n, width) } else { integers(seed, n, width) };
     let given = random(seed + 5, n, width).mapv(|x| x < 0.0);
-    let replay = Replay { mask: forced.then_some(given.view()), ..Replay::default() };
-    let expected = prepared.prune(w.view(), &config, replay).map_err(failed)?;
+    let expected = prepared.prune(w.view(), forced.then_some(given.view())).map_err(failed)?;
 
     // The block lies inside a wider layer, whose other columns must stay as they are.
     let (k, first) = (width + 7, 3);
@@ -261,7 +261,7 @@ pub fn panel_agrees<D: Device>(
         let w = Buffer::from_host(device, &wide(w.view(), n)).map_err(failed)?;
         let mask = Buffer::from_host(device, &start_mask).map_err(failed)?;
         let s = Buffer::from_host(device, &vec![7.0f32; n * k]).map_err(failed)?;
-        let layer = Layer { w: &w, mask: &mask, s: &s };
+        let layer = PanelLayer { w: &w, mask: &mask, s: &s };
         let Panel { e, before } = panel(device, block, &layer, &factors, groups, version).map_err(failed)?;
         let host = |buffer: &Buffer<f32, D>| buffer.to_host(device).map_err(failed);
         if groups.is_some() {
@@ -322,7 +322,7 @@ pub fn statistics_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
         for (inputs, version) in INPUTS.into_iter().flat_map(|inputs| {
             [StatisticsVersion::Plain, StatisticsVersion::TensorCores].map(|version| (inputs, version))
         }) {
-            let mut expected = Statistics::new(k, true);
+            let mut expected = Statistics::with_residual(k);
             // So few tokens wait that sequences are cut.
             let mut found = DeviceStatistics::of_version(device, k, true, version, 64).map_err(failed)?;
             // Two sequences: halves of integers are exact too.
@@ -334,9 +334,9 @@ pub fn statistics_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
             let what = |what| format!("{what}, {inputs:?}, {version:?}, k = {k}, {tokens} tokens");
             let found = found.to_host(device).map_err(failed)?;
             same(&what("H"), &flat(&found.hessian), &flat(&expected.hessian))?;
-            let (found, expected) = (found.drift.unwrap(), expected.drift.unwrap());
+            let (found, expected) = (found.residual.unwrap(), expected.residual.unwrap());
             same(&what("dX X^T"), &flat(&found.dxxt), &flat(&expected.dxxt))?;
-            same(&what("diag(dX dX^T)"), &found.dxdxt.to_vec(), &expected.dxdxt.to_vec())?;
+            same(&what("diag(dX dX^T)"), &found.square_norms.to_vec(), &expected.square_norms.to_vec())?;
         }
     }
     Ok(())
@@ -349,7 +349,8 @@ pub fn statistics_are_accurate<D: Device>(device: &D, shapes: &[(usize, usize)])
         for inputs in INPUTS {
             let version = StatisticsVersion::TensorCores;
             let mut found = DeviceStatistics::of_version(device, k, true, version, 64).map_err(failed)?;
-            let (mut single, mut exact) = (Statistics::<f32>::new(k, true), Statistics::<f64>::new(k, true));
+            let (mut single, mut exact) =
+                (Statistics::<f32>::with_residual(k), Statistics::<f64>::with_residual(k));
             for seed in [1, 2, 3] {
                 let dense = rounded(random(seed, tokens, k), inputs);
                 let mut sparse = rounded(&dense * 0.9 + &(random(seed + 5, tokens, k) * 0.1), inputs);
@@ -375,11 +376,11 @@ pub fn statistics_are_accurate<D: Device>(device: &D, shapes: &[(usize, usize)])
 
 /// Errors of H, dX X^T and diag(dX dX^T).
 fn errors(found: &Statistics<f32>, exact: &Statistics<f64>) -> [(&'static str, f64); 3] {
-    let (drift, exact_drift) = (found.drift.as_ref().unwrap(), exact.drift.as_ref().unwrap());
-    let (squares, exact_squares) = (drift.dxdxt.clone(), exact_drift.dxdxt.clone());
+    let (residual, exact_residual) = (found.residual.as_ref().unwrap(), exact.residual.as_ref().unwrap());
+    let (squares, exact_squares) = (residual.square_norms.clone(), exact_residual.square_norms.clone());
     [
         ("H", error(&found.hessian, &exact.hessian)),
-        ("dX X^T", error(&drift.dxxt, &exact_drift.dxxt)),
+        ("dX X^T", error(&residual.dxxt, &exact_residual.dxxt)),
         ("diag(dX dX^T)", error(&squares.insert_axis(Axis(0)), &exact_squares.insert_axis(Axis(0)))),
     ]
 }
@@ -402,9 +403,9 @@ pub fn small_sums_are_kept<D: Device>(device: &D) -> Outcome {
     let mean = (exact / 64.0) as f32;
     let found = found.to_host(device).map_err(failed)?;
     same("H", &flat(&found.hessian), &[mean; 4])?;
-    let drift = found.drift.unwrap();
-    same("dX X^T", &flat(&drift.dxxt), &[-mean; 4])?;
-    same("diag(dX dX^T)", &drift.dxdxt.to_vec(), &[mean; 2])
+    let residual = found.residual.unwrap();
+    same("dX X^T", &flat(&residual.dxxt), &[-mean; 4])?;
+    same("diag(dX dX^T)", &residual.square_norms.to_vec(), &[mean; 2])
 }
 
 // A whole layer.
@@ -413,7 +414,7 @@ pub struct Case {
     pub n: usize,
     pub k: usize,
     pub config: PruneConfig,
-    pub drift: bool,
+    pub residual: bool,
     /// Channels that no token uses.
     pub dead: &'static [usize],
     /// What the activations are rounded to.
@@ -439,7 +440,7 @@ fn inputs(case: &Case) -> Vec<(Array2<f32>, Array2<f32>)> {
 }
 
 fn gather<T: Scalar, B: Backend<T>>(backend: &B, case: &Case) -> B::Statistics {
-    let mut statistics = backend.statistics(case.k, case.drift);
+    let mut statistics = backend.statistics(case.k, case.residual);
     for (dense, sparse) in inputs(case) {
         let wide = |x: Array2<f32>| x.mapv(|x| T::of(x.into()));
         backend.update(&mut statistics, wide(dense).view(), wide(sparse).view());
@@ -454,10 +455,11 @@ fn weight<T: Scalar>(case: &Case) -> Array2<T> {
 pub fn run<T: Scalar, B: Backend<T>>(
     backend: &B,
     case: &Case,
-    replay: Replay,
-) -> Result<Pruned<T>, PruneError> {
-    let prepared = backend.prepare(&gather(backend, case), &case.config, replay)?;
-    backend.prune(&prepared, weight(case).view(), &case.config, replay)
+    order: Option<&[usize]>,
+    mask: Option<ArrayView2<bool>>,
+) -> Result<Pruned<T>, BackendError> {
+    let prepared = backend.prepare(&gather(backend, case), &case.config, order)?;
+    backend.prune(&prepared, weight(case).view(), mask)
 }
 
 /// max |found - expected| / max |expected|
@@ -471,14 +473,13 @@ pub fn error<T: Scalar>(found: &Array2<T>, expected: &Array2<f64>) -> f64 {
 /// The backend prunes by its own decisions; f64 and f32 on the CPU then repeat them. The decisions must be those that its own
 /// scores ask for, and scores and weights as close to f64 as those of the CPU in f32: within twice, plus 4 eps.
 pub fn layer_agrees<T: Scalar, B: Inspect<T>>(backend: &B, case: &Case) -> Outcome {
-    let free = Replay::default();
     let statistics = gather(backend, case);
-    let prepared = backend.prepare(&statistics, &case.config, free).map_err(failed)?;
-    let found = backend.prune(&prepared, weight(case).view(), &case.config, free).map_err(failed)?;
-    let order = backend.read_prepared(&statistics, &prepared, &case.config).map_err(failed)?.order;
-    let replay = Replay { order: Some(&order), mask: Some(found.mask.view()) };
-    let exact = run::<f64, _>(&Cpu, case, replay).map_err(failed)?;
-    let single = run::<f32, _>(&Cpu, case, replay).map_err(failed)?;
+    let prepared = backend.prepare(&statistics, &case.config, None).map_err(failed)?;
+    let found = backend.prune(&prepared, weight(case).view(), None).map_err(failed)?;
+    let order = backend.trace(&statistics, &prepared).map_err(failed)?.order;
+    let mask = Some(found.mask.view());
+    let exact = run::<f64, _>(&Cpu, case, Some(&order), mask).map_err(failed)?;
+    let single = run::<f32, _>(&Cpu, case, Some(&order), mask).map_err(failed)?;
     for (what, found, single, exact) in [
         ("score", &found.score, &single.score, &exact.score),
         ("weight", &found.weight, &single.weight, &exact.weight),
@@ -523,7 +524,7 @@ pub fn layer_agrees<T: Scalar, B: Inspect<T>>(backend: &B, case: &Case) -> Outco
 pub fn cases() -> Vec<Case> {
     let natural = PruneConfig::default();
     let sorted = PruneConfig { block_size: 32, ..PruneConfig::upstream(Sparsity::Unstructured(0.5)) };
-    let case = |n, k, config| Case { n, k, config, drift: true, dead: &[], inputs: Inputs::F32 };
+    let case = |n, k, config| Case { n, k, config, residual: true, dead: &[], inputs: Inputs::F32 };
     vec![
         case(9, 129, natural),
         case(
@@ -548,7 +549,7 @@ pub fn cases() -> Vec<Case> {
         case(5, 96, PruneConfig { weight_sparsity: Sparsity::NofM { n: 4, m: 8 }, ..sorted }),
         case(3, 300, PruneConfig { block_size: 256, ..natural }),
         case(3, 300, PruneConfig { block_size: 300, ..natural }),
-        Case { drift: false, ..case(9, 100, PruneConfig::sparsegpt(Sparsity::Unstructured(0.7))) },
+        Case { residual: false, ..case(9, 100, PruneConfig::sparsegpt(Sparsity::Unstructured(0.7))) },
         case(2, 1, PruneConfig { threshold: Threshold::Exact, ..natural }),
         case(4, 33, PruneConfig { block_size: 1, ..natural }),
     ]

@@ -1,7 +1,8 @@
 //! The emulator finds what it is there to find, and names thread and line.
 
+use duogpt::cuda::DeviceError;
 use duogpt::cuda::KernelFile;
-use duogpt::cuda::device::{Argument, Buffer, Device, DeviceError, Launch};
+use duogpt::cuda::device::{Argument, Buffer, Device, Launch};
 
 use half::bf16;
 use ndarray::Array2;

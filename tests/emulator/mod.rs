@@ -11,7 +11,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
-use duogpt::cuda::device::{Argument, Device, DeviceError, Launch, Operand};
+use duogpt::cuda::DeviceError;
+use duogpt::cuda::device::{Argument, Device, Launch, Operand};
 use duogpt::cuda::{COMMON, KernelFile};
 use duogpt::linalg::{Scalar, gemm, invert_lower};
 use libloading::{Library, Symbol};

@@ -4,7 +4,7 @@ use duogpt::cuda::factor::{Prepared, prepare};
 use duogpt::cuda::statistics::Statistics;
 use duogpt::linalg::Scalar;
 use duogpt::reference::activation::prune_activations;
-use duogpt::reference::{self, Drift, PruneConfig, PruneError, Replay};
+use duogpt::reference::{self, PruneConfig, PruneError, ResidualStatistics};
 use ndarray::Array2;
 
 use super::{Case, Checked, Limit, Machine, Suite, Work, activations, download, text};
@@ -33,10 +33,13 @@ fn copied<T: Scalar, D: Machine>(
     device: &D,
     found: &Statistics<D>,
 ) -> Result<reference::Statistics<T>, String> {
-    let reference::Statistics { sequences, hessian, drift } = found.to_host(device).map_err(text)?;
+    let reference::Statistics { sequences, hessian, residual } = found.to_host(device).map_err(text)?;
     let wide = |x: f32| T::of(x.into());
-    let drift = drift.map(|drift| Drift { dxxt: drift.dxxt.mapv(wide), dxdxt: drift.dxdxt.mapv(wide) });
-    Ok(reference::Statistics { sequences, hessian: hessian.mapv(wide), drift })
+    let residual = residual.map(|residual| ResidualStatistics {
+        dxxt: residual.dxxt.mapv(wide),
+        square_norms: residual.square_norms.mapv(wide),
+    });
+    Ok(reference::Statistics { sequences, hessian: hessian.mapv(wide), residual })
 }
 
 fn by_reference<T: Scalar, D: Machine>(
@@ -44,8 +47,8 @@ fn by_reference<T: Scalar, D: Machine>(
     statistics: &Statistics<D>,
 ) -> Result<[Vec<T>; 3], String> {
     let statistics = copied::<T, D>(device, statistics)?;
-    let prepared = reference::prune::prepare(&statistics, &config(), Replay::default())
-        .map_err(|e: PruneError| text(e))?;
+    let prepared =
+        reference::prune::prepare(&statistics, &config(), None).map_err(|e: PruneError| text(e))?;
     let correction = prepared.correction.ok_or("no correction")?;
     let flat = |a: Array2<T>| a.into_iter().collect::<Vec<_>>();
     Ok([flat(prepared.lt), flat(correction.d), prepared.score_scale.to_vec()])
@@ -79,11 +82,11 @@ pub fn cases<D: Machine>(suite: &mut Suite<D>) {
     for (name, k) in suite.widths() {
         let input = |device: &D, seed| gathered(device, seed, tokens, k);
         let run = |device: &D, statistics: &mut Statistics<D>| {
-            prepare(device, statistics, &config(), Replay::default()).map(drop).map_err(text)
+            prepare(device, statistics, &config(), None).map(drop).map_err(text)
         };
         let check = |device: &D| {
             let statistics = input(device, 0)?;
-            let prepared = prepare(device, &statistics, &config(), Replay::default()).map_err(text)?;
+            let prepared = prepare(device, &statistics, &config(), None).map_err(text)?;
             if k > REPEATED {
                 // k + 3 k roundings, as for a stage behind the factor, and a condition of at most 1 / damping + 1.
                 let budget = 4.0 * k as f64 * f32::UNIT_ROUNDOFF * (1.0 / config().damping + 1.0);

@@ -5,8 +5,8 @@ use duogpt::cuda::factor::prepare;
 use duogpt::cuda::prune::prune_on_device;
 use duogpt::cuda::statistics::Statistics;
 use duogpt::linalg::Scalar;
+use duogpt::reference::Prepared;
 use duogpt::reference::score::{Coefficients, Correction};
-use duogpt::reference::{Prepared, Replay};
 use ndarray::{Array1, Array2, Axis, s};
 
 use super::factor::{config, gathered};
@@ -31,16 +31,16 @@ pub fn cases<D: Machine>(suite: &mut Suite<D>) {
             Ok(Input { statistics: gathered(device, seed, tokens, k)?, w, on_device })
         };
         let run = |device: &D, input: &mut Input<D>| {
-            let prepared = prepare(device, &input.statistics, &config(), Replay::default()).map_err(text)?;
+            let prepared = prepare(device, &input.statistics, &config(), None).map_err(text)?;
             let w = input.on_device.take().ok_or("an input was used twice")?;
-            prune_on_device(device, &prepared, w, &config(), None).map(drop).map_err(text)
+            prune_on_device(device, &prepared, w, None).map(drop).map_err(text)
         };
         // The device's factors and mask, repeated on the CPU for a few rows: the factors have their own check.
         let check = |device: &D| {
             let Input { statistics, w, on_device } = input(device, 0)?;
-            let prepared = prepare(device, &statistics, &config(), Replay::default()).map_err(text)?;
+            let prepared = prepare(device, &statistics, &config(), None).map_err(text)?;
             let on_device = on_device.ok_or("no weights")?;
-            let found = prune_on_device(device, &prepared, on_device, &config(), None).map_err(text)?;
+            let found = prune_on_device(device, &prepared, on_device, None).map_err(text)?;
             let mask = Array2::from_shape_vec((n, k), download(device, &found.mask)?).map_err(text)?;
             let mask = mask.mapv(|m| m != 0);
             let score = Array2::from_shape_vec((n, k), download(device, &found.score)?).map_err(text)?;
@@ -98,6 +98,7 @@ impl Factors {
         let square = |a: &[f32]| Array2::from_shape_vec((k, k), wide(a)).expect("k x k");
         let nothing = Array1::zeros(k);
         let prepared = Prepared {
+            config: config(),
             order: (0..k).collect(),
             dead: vec![false; k],
             lt: square(&self.lt),
@@ -107,9 +108,8 @@ impl Factors {
             }),
             score_scale: Array1::from(wide(&self.scale)),
         };
-        let replay = Replay { order: None, mask: Some(mask.view()) };
         let w = w.mapv(|x| T::of(x.into()));
-        let pruned = prepared.prune(w.view(), &config(), replay).map_err(text)?;
+        let pruned = prepared.prune(w.view(), Some(mask.view())).map_err(text)?;
         Ok(pruned.weight.into_iter().collect())
     }
 }

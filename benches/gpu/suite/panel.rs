@@ -1,11 +1,11 @@
 //! The column loop of every block of a layer, and the lazy updates behind them, each alone.
 
 use duogpt::cuda::device::Buffer;
-use duogpt::cuda::panel::{Factors, Layer, Panel, Version, lazy_update, panel};
+use duogpt::cuda::panel::{Factors, Panel, PanelLayer, Version, lazy_update, panel};
 use duogpt::cuda::score::Columns;
 use duogpt::linalg::{Scalar, gemm};
 use duogpt::reference::score::{Coefficients, Correction};
-use duogpt::reference::{LazyUpdate, Prepared, PruneConfig, Replay};
+use duogpt::reference::{LazyUpdate, Prepared, PruneConfig};
 use ndarray::{Array1, Array2, ArrayView2, s};
 
 use super::score::blocks;
@@ -30,8 +30,8 @@ impl<D: Machine> Input<D> {
         Factors { lt: &self.lt, d: Some(&self.d), alpha: ALPHA, scale: &self.scale }
     }
 
-    fn layer(&self) -> Layer<'_, D> {
-        Layer { w: &self.w, mask: &self.mask, s: &self.s }
+    fn layer(&self) -> PanelLayer<'_, D> {
+        PanelLayer { w: &self.w, mask: &self.mask, s: &self.s }
     }
 }
 
@@ -100,7 +100,13 @@ fn panels<D: Machine>(suite: &mut Suite<D>, shape: &Shape) {
             let square = s![range.clone(), range.clone()];
             let columns = s![.., range.clone()];
             let nothing = Array1::zeros(block.width);
+            let config = PruneConfig {
+                block_size: block.width,
+                alpha: duogpt::reference::Alpha::both(ALPHA.into()),
+                ..PruneConfig::default()
+            };
             let prepared = Prepared {
+                config,
                 order: (0..block.width).collect(),
                 dead: vec![false; block.width],
                 lt: host.lt.slice(square).to_owned(),
@@ -110,13 +116,8 @@ fn panels<D: Machine>(suite: &mut Suite<D>, shape: &Shape) {
                 }),
                 score_scale: Array1::ones(block.width),
             };
-            let config = PruneConfig {
-                block_size: block.width,
-                alpha: duogpt::reference::Alpha::both(ALPHA.into()),
-                ..PruneConfig::default()
-            };
-            let replay = Replay { order: None, mask: Some(host.mask.slice(columns)) };
-            let pruned = prepared.prune(host.w.slice(columns), &config, replay).map_err(text)?;
+            let pruned =
+                prepared.prune(host.w.slice(columns), Some(host.mask.slice(columns))).map_err(text)?;
             let bits = |a: ArrayView2<f32>| a.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             let what = format!("block from column {}", block.first);
             Checked::same(&what, &bits(found.slice(columns)), &bits(pruned.weight.view()))?;

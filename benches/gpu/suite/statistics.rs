@@ -110,10 +110,10 @@ fn case<T: Entry + Into<f32>, D: Machine>(
         let (h_single, dxxt_single, dxdxt_single) = by_reference::<f32>(&rows, count, &sequences);
         let found = found.to_host(device).map_err(text)?;
         let part = |a: Array2<f32>| a.select(Axis(0), &rows).into_iter().collect::<Vec<_>>();
-        let drift = found.drift.ok_or("no drift statistics")?;
+        let residual = found.residual.ok_or("no residual statistics")?;
         Ok(Checked::by_rule(&part(found.hessian), &h_single, &h)
-            .worse(Checked::by_rule(&part(drift.dxxt), &dxxt_single, &dxxt))
-            .worse(Checked::by_rule(&drift.dxdxt.to_vec(), &dxdxt_single, &dxdxt)))
+            .worse(Checked::by_rule(&part(residual.dxxt), &dxxt_single, &dxxt))
+            .worse(Checked::by_rule(&residual.square_norms.to_vec(), &dxdxt_single, &dxdxt)))
     };
     let (tokens, width) = ((count * tokens) as u64, k as u64);
     suite.case(Case {

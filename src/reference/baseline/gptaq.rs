@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::linalg::Scalar;
 use crate::reference::order::inverse;
-use crate::reference::prune::{Prepared, Pruned, Replay, Storage, check_finite, prepare};
+use crate::reference::prune::{Prepared, Pruned, Rounding, check_finite, prepare};
 use crate::reference::statistics::Statistics;
 use crate::reference::{ConfigError, PruneConfig, PruneError};
 
@@ -182,24 +182,23 @@ pub fn gptaq<T: Scalar>(
     config: &PruneConfig,
     grids: &GridConfig,
 ) -> Result<Quantised<T>, PruneError> {
-    quantise(&prepare(statistics, config, Replay::default())?, weight, config, grids, Replay::default(), None)
+    quantise(&prepare(statistics, config, None)?, weight, grids, None, None)
 }
 
-/// [`gptaq`] from its preparation on. `codes` (n x k, original column order) are another run's decisions, to go on
-/// with instead of one's own: after one weight rounded the other way no later value can be compared.
+/// [`gptaq`] from its preparation on. `mask` and `codes` (both n x k, original column order) replay the decisions of
+/// another run: after one weight that is pruned or rounded differently no later value can be compared.
 ///
 /// # Errors
 /// As [`gptaq`].
 pub fn quantise<T: Scalar>(
     prepared: &Prepared<T>,
     weight: ArrayView2<T>,
-    config: &PruneConfig,
     grids: &GridConfig,
-    replay: Replay,
+    mask: Option<ArrayView2<bool>>,
     codes: Option<ArrayView2<i32>>,
 ) -> Result<Quantised<T>, PruneError> {
     let (n, k) = weight.dim();
-    grids.check(config.block_size)?;
+    grids.check(prepared.config.block_size)?;
     if let Some(codes) = codes.filter(|codes| codes.dim() != (n, k)) {
         return Err(PruneError::Shape { what: "codes", expected: (n, k), found: codes.dim() });
     }
@@ -217,7 +216,7 @@ pub fn quantise<T: Scalar>(
             target: Vec::with_capacity(k),
         })
         .collect();
-    let pruned = prepared.run(weight, config, replay, &mut rows)?;
+    let pruned = prepared.run(weight, mask, &mut rows)?;
 
     let position = inverse(&prepared.order);
     let width = grids.group_size.unwrap_or(k).max(1);
@@ -256,8 +255,8 @@ struct QuantisedRow<'a, T> {
     target: Vec<T>,
 }
 
-impl<T: Scalar> Storage<T> for QuantisedRow<'_, T> {
-    fn store(&mut self, column: usize, rest: &[T]) -> T {
+impl<T: Scalar> Rounding<T> for QuantisedRow<'_, T> {
+    fn round(&mut self, column: usize, rest: &[T]) -> T {
         if let Some(size) = self.config.group_size
             && column.is_multiple_of(size)
         {
@@ -284,7 +283,7 @@ mod tests {
     /// A layer without ties, X^ 50 % sparse by position.
     fn layer() -> (Array2<f64>, Statistics<f64>) {
         let wave = |i: usize, j: usize| ((i * 37 + j * 101) as f64 * 0.7).sin() * (1.0 + (j % 5) as f64);
-        let mut statistics = Statistics::new(24, true);
+        let mut statistics = Statistics::with_residual(24);
         for sequence in 0..3 {
             let dense = Array2::from_shape_fn((40, 24), |(i, j)| wave(i + 40 * sequence, j));
             let sparse = Array2::from_shape_fn((40, 24), |(i, j)| match (i * 7 + j * 3) % 2 {
@@ -425,7 +424,7 @@ mod tests {
     fn alpha_zero_is_gptq() {
         let (weight, statistics) = layer();
         let grids = config(4, Symmetry::Symmetric);
-        let without = Statistics { drift: None, ..statistics.clone() };
+        let without = Statistics { residual: None, ..statistics.clone() };
         let gptq = gptaq(weight.view(), &without, &steps(), &grids).unwrap();
         let mut steps = steps();
         assert_ne!(gptaq(weight.view(), &statistics, &steps, &grids).unwrap().codes, gptq.codes);
@@ -445,7 +444,7 @@ mod tests {
             let grids = GridConfig { group_size: Some(8), ..config(4, symmetry) };
             let found = gptaq(weight.view(), &statistics, &steps, &grids).unwrap();
             assert_eq!(found.pruned.mask.iter().filter(|pruned| **pruned).count(), 6 * 24 / 2);
-            let position = inverse(&prepare(&statistics, &steps, Replay::default()).unwrap().order);
+            let position = inverse(&prepare(&statistics, &steps, None).unwrap().order);
             for ((i, j), &pruned) in found.pruned.mask.indexed_iter() {
                 if pruned {
                     assert_eq!(found.pruned.weight[(i, j)].to_bits(), 0);
@@ -464,10 +463,9 @@ mod tests {
     fn a_replay_goes_on_with_the_given_codes_and_still_decides() {
         let (weight, statistics) = layer();
         let (steps, grids) = (steps(), config(4, Symmetry::Asymmetric));
-        let prepared = prepare(&statistics, &steps, Replay::default()).unwrap();
-        let run = |codes: Option<ArrayView2<i32>>| {
-            quantise(&prepared, weight.view(), &steps, &grids, Replay::default(), codes).unwrap()
-        };
+        let prepared = prepare(&statistics, &steps, None).unwrap();
+        let run =
+            |codes: Option<ArrayView2<i32>>| quantise(&prepared, weight.view(), &grids, None, codes).unwrap();
         let free = run(None);
         assert_eq!(run(Some(free.codes.view())), free);
         let mut other = free.codes.clone();

@@ -18,5 +18,5 @@ pub fn sparsegpt<T: Scalar>(
     config: &PruneConfig,
 ) -> Result<Pruned<T>, PruneError> {
     let hessian = statistics.hessian.clone();
-    prune(weight, &Statistics { sequences: statistics.sequences, hessian, drift: None }, config)
+    prune(weight, &Statistics { sequences: statistics.sequences, hessian, residual: None }, config)
 }

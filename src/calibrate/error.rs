@@ -1,0 +1,57 @@
+//! Why a checkpoint could not be pruned.
+
+use crate::backend::BackendError;
+use crate::model::CheckpointError;
+use crate::model::forward::Linear;
+use crate::reference::ConfigError;
+use crate::tensors::TensorError;
+
+/// Why a checkpoint could not be pruned.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrateError {
+    /// The source or the output directory.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tensor of either.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// N:M or the block do not fit a linear of this model.
+    #[error("{tensor}: {source}")]
+    Setting {
+        /// The first linear that the settings do not fit.
+        tensor: String,
+        /// Why.
+        source: ConfigError,
+    },
+    /// One linear could not be pruned.
+    #[error("{tensor}: {source}")]
+    Linear {
+        /// Its tensor.
+        tensor: String,
+        /// Why.
+        source: BackendError,
+    },
+    /// Something learns from data, and none was given.
+    #[error("{what} needs calibration data; give a text or token windows")]
+    NoData {
+        /// The method, or what else asks for it.
+        what: &'static str,
+    },
+    /// The forward pass overflowed.
+    #[error(
+        "layer {layer}, {side} of {linear}: a value of the {stream} stream is not finite; try --precision f64, or check the checkpoint"
+    )]
+    NotFinite {
+        /// The decoder layer, from 0.
+        layer: usize,
+        /// The first linear that such a value goes into, or comes out of.
+        linear: Linear,
+        /// `"input"` or `"output"`.
+        side: &'static str,
+        /// `"dense"` or `"sparse"`.
+        stream: &'static str,
+    },
+}
