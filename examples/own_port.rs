@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let values: [(&str, Array2<f64>); 10] = [
         ("stats.hessian", statistics.hessian.clone()),
         ("stats.dxxt", residual.dxxt.clone()),
-        ("stats.square_norms", column(&residual.square_norms)),
+        ("stats.dxdxt", column(&residual.square_norms)),
         ("trace.hinv_chol", prepared.lt.clone()),
         ("trace.q_matrix", residual_projection(residual.dxxt.view(), prepared.lt.t())),
         ("trace.coef_a", column(&coefficients.a)),

@@ -48,8 +48,8 @@ impl<B> Golden<'_, B> {
         if let Some(residual) = &statistics.residual {
             let dxxt = self.square("stats.dxxt", k)?;
             stage("statistics: dX X^T", &residual.dxxt * T::of(scale), dxxt, budgets.dxxt);
-            if self.file.get("stats.square_norms").is_some() {
-                let dxdxt = self.vector("stats.square_norms", k)?;
+            if self.file.get("stats.dxdxt").is_some() {
+                let dxdxt = self.vector("stats.dxdxt", k)?;
                 stage(
                     "statistics: diag dX dX^T",
                     column(&residual.square_norms),
