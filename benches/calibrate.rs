@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use duogpt::backend::Cpu;
+use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::windows::Windows;
-use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::llama::Checkpoint;
+use duogpt::progress::Silent;
 use duogpt::reference::{Method, PruneConfig};
 
 fn end_to_end(c: &mut Criterion) {

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use duogpt::backend::Cpu;
+use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::streams::Activations;
-use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::generate::{Decoder, Fast, FormatKind};
 use duogpt::llama::Checkpoint;
+use duogpt::progress::Silent;
 use duogpt::reference::{Method, Sparsity};
 
 /// Tokens before the first that is timed, and tokens that are timed before the sequence begins anew.

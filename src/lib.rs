@@ -16,6 +16,7 @@
 //! | [`verify`] | golden files of the original code, and measures of error |
 //! | [`spmspv`] | y = W (x * mask) from compressed weights, fast, on a CPU |
 //! | [`tensors`] | safetensors files |
+//! | [`progress`] | how far a long computation is |
 //! | [`linalg`] | the dense operations, over BLAS and LAPACK |
 //! | [`cli`] | the `duogpt` command |
 //!
@@ -59,6 +60,7 @@ pub mod files;
 pub mod generate;
 pub mod linalg;
 pub mod llama;
+pub mod progress;
 pub mod reference;
 pub mod spmspv;
 pub mod tensors;

@@ -10,15 +10,15 @@ use std::sync::Once;
 
 use common::{content, duogpt, eval_perplexity, fixture, read_json};
 use duogpt::backend::Cpu;
-use duogpt::calibrate::report::LinearReport;
+use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::windows::Windows;
-use duogpt::calibrate::{Observer, PruneJob, Silent};
 use duogpt::evaluate::perplexity::logits;
 use duogpt::linalg::matmul;
 use duogpt::llama::Checkpoint;
 use duogpt::llama::architecture::SUPPORTED;
 use duogpt::llama::model::{Forward, Group, State};
+use duogpt::progress::{Observer, Silent};
 use duogpt::reference::{Method, PruneConfig, Sparsity};
 use duogpt::tensors::TensorFile;
 use ndarray::Array2;
@@ -292,8 +292,8 @@ struct Interrupted {
 }
 
 impl Observer for Interrupted {
-    fn linear(&self, report: &LinearReport) {
-        if report.layer == 1 {
+    fn result(&self, linear: &str) {
+        if linear.contains(".layers.1.") {
             self.once.call_once(|| {
                 fs::create_dir(&self.to).unwrap();
                 for entry in fs::read_dir(&self.from).unwrap() {

@@ -8,15 +8,16 @@ use std::process::Command;
 
 use common::{duogpt, fixture, read_json};
 use duogpt::backend::Cpu;
+use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::streams::{Activations, Stream, Thresholds};
 use duogpt::calibrate::thresholds::{Allocation, ThresholdJob};
 use duogpt::calibrate::windows::Windows;
-use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::evaluate::perplexity::logits;
 use duogpt::generate::{Decoder, Fast, FormatKind, Products, Reference};
 use duogpt::linalg::Scalar;
 use duogpt::llama::Checkpoint;
 use duogpt::llama::model::{Forward, Group};
+use duogpt::progress::Silent;
 use duogpt::reference::{Method, Sparsity};
 use duogpt::tensors::{TensorFile, TensorWriter};
 use ndarray::{Array1, Array2, Ix2, s};

@@ -11,12 +11,13 @@ use std::path::Path;
 
 use common::{fixture, position};
 use duogpt::backend::Cpu;
+use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::convert::convert;
 use duogpt::calibrate::windows::{Cut, Windows};
-use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::llama::sparse_bitmask::StorageFormat;
 use duogpt::llama::tokenizer::Tokenizer;
 use duogpt::llama::{Checkpoint, ModelConfig};
+use duogpt::progress::Silent;
 use duogpt::reference::{Method, PruneConfig};
 use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
 use libtest_mimic::{Arguments, Failed, Trial};

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use common::{duogpt, fixture, read_json};
 use duogpt::backend::Cpu;
-use duogpt::calibrate::Silent;
 use duogpt::calibrate::streams::{Activations, Stream, Thresholds};
 use duogpt::calibrate::thresholds::{Allocation, ThresholdFile, ThresholdJob};
 use duogpt::calibrate::windows::Windows;
 use duogpt::evaluate::perplexity::{logits, perplexity};
 use duogpt::llama::Checkpoint;
 use duogpt::llama::model::{Forward, Group};
+use duogpt::progress::Silent;
 use ndarray::s;
 use serde_json::Value;
 

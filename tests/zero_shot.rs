@@ -9,7 +9,6 @@ use std::process::{Command, Output};
 
 use common::{duogpt, fixture, read_json};
 use duogpt::backend::Cpu;
-use duogpt::calibrate::Silent;
 use duogpt::calibrate::streams::Activations;
 use duogpt::evaluate::zero_shot::metrics::Metric;
 use duogpt::evaluate::zero_shot::requests::Request;
@@ -18,6 +17,7 @@ use duogpt::evaluate::zero_shot::{Outcome, evaluate};
 use duogpt::linalg::Scalar;
 use duogpt::llama::Checkpoint;
 use duogpt::llama::tokenizer::Tokenizer;
+use duogpt::progress::Silent;
 use serde_json::{Value, json};
 
 fn model() -> (Checkpoint, Tokenizer) {

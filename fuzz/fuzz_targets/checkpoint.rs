@@ -5,7 +5,8 @@
 
 use duogpt::backend::Cpu;
 use duogpt::calibrate::windows::Windows;
-use duogpt::calibrate::{PruneJob, Silent};
+use duogpt::calibrate::PruneJob;
+use duogpt::progress::Silent;
 use duogpt::llama::Checkpoint;
 use duogpt::reference::{Method, PruneConfig, Sparsity};
 use duogpt_fuzz::Directory;

@@ -7,9 +7,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::output::{OutputDirectory, companions, partial_name, write_index};
-use super::{Observer, report};
+use super::report;
 use crate::llama::sparse_bitmask::{self, ENTRY, StorageFormat};
 use crate::llama::{Checkpoint, CheckpointError};
+use crate::progress::Observer;
 use crate::tensors::{Dtype, TensorError, TensorInfo, TensorWriter};
 
 /// Writes `checkpoint` as the directory `target`, its decoder layers' linears in `format`, all else as it is. There and

@@ -24,6 +24,7 @@ use crate::linalg::Scalar;
 use crate::llama::model::{Forward, Group, Linear};
 use crate::llama::sparse_bitmask::StorageFormat;
 use crate::llama::{Checkpoint, CheckpointError};
+use crate::progress::Observer;
 use crate::reference::baseline::gptaq::GridConfig;
 use crate::reference::{ConfigError, Method, PruneError, Pruned};
 use crate::tensors::{FloatType, TensorError};
@@ -112,32 +113,6 @@ pub struct PruneJob<'a> {
     pub resume: bool,
 }
 
-/// Hears how far a long computation is.
-pub trait Observer: Sync {
-    /// Units of work in all; comes first.
-    fn begin(&self, total: u64) {
-        let _ = total;
-    }
-    /// One more unit is done.
-    fn advance(&self) {}
-    /// What follows is another part of the work.
-    fn stage(&self, name: &str) {
-        let _ = name;
-    }
-    /// Something that does not stop the work, but should be known.
-    fn warning(&self, text: &str) {
-        let _ = text;
-    }
-    /// A linear is pruned and measured.
-    fn linear(&self, report: &LinearReport) {
-        let _ = report;
-    }
-}
-
-/// Hears nothing.
-pub struct Silent;
-impl Observer for Silent {}
-
 impl<'a> PruneJob<'a> {
     /// A job without calibration data and activation pruning, that keeps types, retries with more damping, and does nothing more.
     pub fn new(checkpoint: &'a Checkpoint, method: Method, output: &'a Path) -> Self {
@@ -194,6 +169,9 @@ impl<'a> PruneJob<'a> {
         };
 
         let finished = linears.len() / config.linears().len();
+        let tell_finished = |number: usize| {
+            observer.finished(&format!("layer {} of {}", number + 1, config.num_hidden_layers))
+        };
         for number in 0..finished {
             // An interrupted run got this far: only the streams have to.
             if let Some((dense, sparse)) = &mut streams {
@@ -205,6 +183,7 @@ impl<'a> PruneJob<'a> {
                 sparse.layer(&layer, || observer.advance());
                 self.checkpoint.drop_pages();
             }
+            tell_finished(number);
         }
         for number in finished..config.num_hidden_layers {
             let layer = self.checkpoint.layer::<T>(number)?;
@@ -293,10 +272,11 @@ impl<'a> PruneJob<'a> {
                         report.relative_output_error = error.relative();
                     }
                 }
-                reports.iter().for_each(|report| observer.linear(report));
+                reports.iter().for_each(|report| report.tell(observer));
                 linears.append(&mut reports);
             }
             output.layer_finished(&fingerprint, &linears)?;
+            tell_finished(number);
         }
 
         let report = PruneReport {

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
+use super::convert;
 use super::report::LinearReport;
-use super::{Silent, convert};
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
 use crate::llama::sparse_bitmask::StorageFormat;
 use crate::llama::{Checkpoint, CheckpointError};
+use crate::progress::Silent;
 use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
 /// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed, or

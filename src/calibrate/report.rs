@@ -1,5 +1,7 @@
 //! `prune-report.json`: what was done, how well, on what machine.
 
+use std::fmt;
+
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +9,7 @@ use super::gap::Optimality;
 use super::windows::Windows;
 use crate::backend::DampingRetry;
 use crate::linalg::Scalar;
+use crate::progress::Observer;
 use crate::reference::Method;
 use crate::reference::baseline::gptaq::GridConfig;
 use crate::tensors::FloatType;
@@ -45,6 +48,32 @@ impl LinearReport {
     /// Fraction of zeros.
     pub fn sparsity(&self) -> f64 {
         self.zeros as f64 / self.weights as f64
+    }
+
+    /// Passes the linear on as a result, after a warning where it was damped more than was asked for.
+    pub(super) fn tell(&self, observer: &dyn Observer) {
+        if let Some(retry) = self.damping_retry {
+            observer.warning(&format!(
+                "{}: the Hessian was not positive definite at column {}; damped with {}",
+                self.tensor, retry.column, retry.damping
+            ));
+        }
+        observer.result(&self.to_string());
+    }
+}
+
+/// In one line, in columns: tensor, seconds, output error, sparsity and, where it was measured, the optimality gap.
+impl fmt::Display for LinearReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let error = self.relative_output_error.map_or("-".into(), |error| format!("{error:.4}"));
+        let (tensor, seconds, sparsity) = (&self.tensor, self.seconds, self.sparsity());
+        write!(f, "{tensor:<44} {seconds:>7.2} s   output error {error:>7}   sparsity {sparsity:.4}")?;
+        match self.optimality {
+            Some(optimality) => {
+                write!(f, "   gap {}", optimality.gap.map_or("-".into(), |gap| format!("{gap:.3}")))
+            }
+            None => Ok(()),
+        }
     }
 }
 

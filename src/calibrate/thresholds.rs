@@ -37,14 +37,15 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::CalibrateError;
 use super::report::{Calibration, Environment};
 use super::streams::{Activations, Stream, Thresholds};
 use super::windows::Windows;
-use super::{CalibrateError, Observer};
 use crate::backend::Backend;
 use crate::linalg::Scalar;
 use crate::llama::model::{Forward, Group, Layer, Linear, State};
 use crate::llama::{Checkpoint, CheckpointError, ModelConfig};
+use crate::progress::Observer;
 use crate::reference::ConfigError;
 use crate::reference::activation::check_fraction;
 use crate::reference::teal::{MagnitudeHistogram, greedy_allocation};

@@ -18,12 +18,11 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::calibrate::Observer;
-use crate::calibrate::report::LinearReport;
 use crate::calibrate::windows::{Cut, Windows, WindowsError};
 use crate::cuda::Gpu;
 use crate::llama::Checkpoint;
 use crate::llama::tokenizer::Tokenizer;
+use crate::progress::Observer;
 use crate::tensors::FloatType;
 
 /// Reference and verification suite for the DuoGPT dual-sparse pruning algorithm.
@@ -231,12 +230,12 @@ impl DataSource {
 /// A progress bar with ETA on stderr; silent when stderr is no terminal.
 pub struct Bar {
     bar: ProgressBar,
-    /// Prints a line per linear.
+    /// Prints results on the way.
     lines: bool,
 }
 
 impl Bar {
-    /// A bar with a title. With `lines` every finished linear is printed to stdout.
+    /// A bar with a title. With `lines` results on the way are printed to stdout.
     pub fn new(title: impl Into<String>, lines: bool) -> Self {
         let bar = ProgressBar::no_length().with_message(title.into());
         let style =
@@ -276,26 +275,9 @@ impl Observer for Bar {
         self.bar.suspend(|| eprintln!("warning: {text}"));
     }
 
-    fn linear(&self, report: &LinearReport) {
-        if let Some(retry) = report.damping_retry {
-            self.warning(&format!(
-                "{}: the Hessian was not positive definite at column {}; damped with {}",
-                report.tensor, retry.column, retry.damping
-            ));
-        }
+    fn result(&self, line: &str) {
         if self.lines {
-            let error = report.relative_output_error.map_or("-".into(), |e| format!("{e:.4}"));
-            let gap = report.optimality.map_or(String::new(), |optimality| {
-                optimality.gap.map_or("   gap -".into(), |gap| format!("   gap {gap:.3}"))
-            });
-            self.bar.suspend(|| {
-                println!(
-                    "{:<44} {:>7.2} s   output error {error:>7}   sparsity {:.4}{gap}",
-                    report.tensor,
-                    report.seconds,
-                    report.sparsity()
-                );
-            });
+            self.print(line);
         }
     }
 }

@@ -15,7 +15,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -30,10 +29,11 @@ use crate::backend::Backend;
 use crate::calibrate::report::{self, Environment, LinearReport};
 use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::Windows;
-use crate::calibrate::{CalibrateError, Observer, PruneJob};
+use crate::calibrate::{CalibrateError, PruneJob};
 use crate::linalg::Scalar;
 use crate::llama::tokenizer::Tokenizer;
 use crate::llama::{Checkpoint, CheckpointError, Jitter};
+use crate::progress::{Observer, Portion};
 use crate::reference::{Method, Sparsity};
 use crate::tensors::TensorError;
 
@@ -861,77 +861,3 @@ fn content_of_files(
 
 /// Tokens in one unit of progress.
 const UNIT: u64 = 256;
-
-/// One step of a longer work: whatever the step counts as its own progress becomes `units` of the whole.
-struct Portion<'a> {
-    whole: &'a dyn Observer,
-    units: u64,
-    /// Of the step: its total, how much is done, and units that the whole has heard of.
-    state: Mutex<(u64, u64, u64)>,
-}
-
-impl<'a> Portion<'a> {
-    fn new(whole: &'a dyn Observer, units: u64) -> Self {
-        Portion { whole, units, state: Mutex::new((1, 0, 0)) }
-    }
-}
-
-impl Observer for Portion<'_> {
-    fn begin(&self, total: u64) {
-        self.state.lock().expect("no observer panics").0 = total.max(1);
-    }
-
-    fn advance(&self) {
-        let mut state = self.state.lock().expect("no observer panics");
-        state.1 += 1;
-        let reached = (self.units * state.1 / state.0).min(self.units);
-        (state.2..reached).for_each(|_| self.whole.advance());
-        state.2 = reached;
-    }
-
-    fn warning(&self, text: &str) {
-        self.whole.warning(text);
-    }
-
-    fn linear(&self, report: &LinearReport) {
-        self.whole.linear(report);
-    }
-}
-
-impl Drop for Portion<'_> {
-    /// A step that is left has taken its time.
-    fn drop(&mut self) {
-        let (_, _, heard) = *self.state.get_mut().expect("no observer panics");
-        (heard..self.units).for_each(|_| self.whole.advance());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use super::*;
-
-    struct Count(AtomicU64);
-
-    impl Observer for Count {
-        fn advance(&self) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn a_step_fills_its_portion_of_the_whole() {
-        for (units, total, advanced, heard) in
-            [(3, 7, 7, 3), (7, 3, 2, 4), (5, 5, 0, 0), (4, 0, 3, 4), (2, 3, 9, 2), (1, 1000, 999, 0)]
-        {
-            let count = Count(AtomicU64::new(0));
-            let portion = Portion::new(&count, units);
-            portion.begin(total);
-            (0..advanced).for_each(|_| portion.advance());
-            assert_eq!(count.0.load(Ordering::Relaxed), heard, "{advanced} of {total} for {units}");
-            drop(portion);
-            assert_eq!(count.0.load(Ordering::Relaxed), units, "a step that ended counts whole");
-        }
-    }
-}

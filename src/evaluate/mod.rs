@@ -10,11 +10,11 @@ use ndarray::ArrayView1;
 use rayon::prelude::*;
 
 use crate::backend::Backend;
-use crate::calibrate::Observer;
 use crate::calibrate::streams::Stream;
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::llama::model::{Head, State};
+use crate::progress::Observer;
 use crate::tensors::TensorError;
 
 /// Takes a stream from the bottom to the top, one layer in memory at a time, and hands each state on with its number and

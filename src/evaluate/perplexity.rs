@@ -4,13 +4,13 @@ use ndarray::{Array2, ArrayView1, Axis};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::calibrate::Observer;
 use crate::calibrate::streams::{Activations, Stream};
 use crate::calibrate::windows::Windows;
 use crate::evaluate::{log_sum_exp, through_the_model};
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::llama::model::Forward;
+use crate::progress::{Observer, Silent};
 use crate::tensors::TensorError;
 
 /// The outcome.
@@ -65,7 +65,7 @@ pub fn logits<T: Scalar, B: Backend<T>>(
     activations: Activations,
     backend: &B,
 ) -> Result<Vec<Array2<T>>, TensorError> {
-    each_logits(checkpoint, windows, activations, backend, &crate::calibrate::Silent, |_, logits| logits)
+    each_logits(checkpoint, windows, activations, backend, &Silent, |_, logits| logits)
 }
 
 /// Takes all windows through the model and hands each window's logits on.

@@ -6,12 +6,12 @@ use rayon::prelude::*;
 use super::GenerateError;
 use super::products::{Keep, Products};
 use super::weight::{FormatKind, Weight};
-use crate::calibrate::Observer;
 use crate::calibrate::streams::Activations;
 use crate::linalg::Scalar;
 use crate::llama::cache::KeyValues;
 use crate::llama::model::{Embedding, Forward, Group, Head, Layer, Layout, Linear, State};
 use crate::llama::{Checkpoint, CheckpointError};
+use crate::progress::Observer;
 use crate::tensors::FloatType;
 
 /// Tokens of a prompt that go through the model together: enough that decompressing a weight is little beside multiplying

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use duogpt::backend::Cpu;
+use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::windows::Windows;
-use duogpt::calibrate::{PruneJob, Silent};
 use duogpt::evaluate::perplexity::perplexity;
 use duogpt::linalg::Scalar;
 use duogpt::llama::Checkpoint;
+use duogpt::progress::Silent;
 use duogpt::reference::{Alpha, ColumnOrder, LazyUpdate, Method, PruneConfig, Sparsity, Threshold};
 use duogpt::tensors::FloatType;
 use libtest_mimic::Failed;

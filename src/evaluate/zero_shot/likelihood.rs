@@ -6,12 +6,12 @@ use ndarray::{Array2, ArrayView1, Axis};
 
 use super::requests::Request;
 use crate::backend::Backend;
-use crate::calibrate::Observer;
 use crate::calibrate::streams::{Activations, Stream};
 use crate::evaluate::{log_sum_exp, through_the_model};
 use crate::linalg::Scalar;
 use crate::llama::Checkpoint;
 use crate::llama::model::{Forward, Layout, State};
+use crate::progress::Observer;
 use crate::tensors::TensorError;
 
 /// What the model says of one request.

@@ -17,11 +17,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::calibrate::Observer;
 use crate::calibrate::streams::Activations;
 use crate::linalg::Scalar;
 use crate::llama::tokenizer::Tokenizer;
 use crate::llama::{Checkpoint, ModelConfig};
+use crate::progress::Observer;
 use crate::tensors::TensorError;
 use likelihood::log_likelihoods;
 use metrics::{Metric, Scored};
