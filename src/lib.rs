@@ -61,6 +61,7 @@ pub mod linalg;
 pub mod llama;
 pub mod reference;
 pub mod spmspv;
+mod tensor_error;
 pub mod tensors;
 pub mod verify;
 
