@@ -11,7 +11,7 @@ use duogpt::spmspv::{Multiply, Vector};
 use half::{bf16, f16};
 use ndarray::linalg::general_mat_vec_mul;
 use ndarray::{Array2, ArrayView1, ArrayViewMut1, Axis};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 

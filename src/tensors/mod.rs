@@ -13,6 +13,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use base16ct::lower::encode_string;
 use half::{bf16, f16};
 use memmap2::{Mmap, UncheckedAdvice};
 use ndarray::{Array, Array1, Array2, Dimension, IntoDimension, Ix1, Ix2, Ix3};
@@ -75,7 +76,7 @@ impl TensorFile {
 
     /// SHA-256 of the whole file, in hexadecimal.
     pub fn sha256(&self) -> String {
-        format!("{:x}", Sha256::digest(&self.map))
+        encode_string(&Sha256::digest(&self.map))
     }
 
     /// Names, in lexical order.
