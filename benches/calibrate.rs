@@ -3,13 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::windows::Windows;
 use duogpt::model::Checkpoint;
 use duogpt::progress::Silent;
 use duogpt::reference::{Method, PruneConfig};
+
+#[path = "common/operations.rs"]
+mod operations;
 
 fn end_to_end(c: &mut Criterion) {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-llama");
@@ -18,7 +21,9 @@ fn end_to_end(c: &mut Criterion) {
     let windows = Windows::from_tokens(&tokens, &checkpoint.config, None, Some(32)).unwrap();
     let mut group = c.benchmark_group("calibrate");
     group.sample_size(10).measurement_time(Duration::from_secs(60));
-    group.bench_function("tiny_llama_duogpt_32x256", |b| {
+    let operations = operations::calibrate(&checkpoint.config, windows.tokens.len());
+    group.throughput(Throughput::Elements(operations));
+    group.bench_function("tiny_llama_duogpt_32x256, elem = FLOP", |b| {
         b.iter(|| {
             let directory = tempfile::tempdir().unwrap();
             let output = directory.path().join("pruned");

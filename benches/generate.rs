@@ -1,5 +1,5 @@
-//! One decoded token, dense and sparse in weights, activations and both, of the small model after magnitude pruning; and of
-//! the model directory that DUOGPT_BENCH_MODEL names, whose weights are taken as they are:
+//! One decoded token and the bytes that it reads, dense and sparse in weights, activations and both, of the small model after
+//! magnitude pruning; and of the model directory that DUOGPT_BENCH_MODEL names, whose weights are taken as they are:
 //!
 //! ```text
 //! cargo run --release --example make_random_checkpoint -- --output sparse-1.1b --weight-sparsity 0.5
@@ -41,7 +41,7 @@ fn model(c: &mut Criterion, name: &str, directory: &Path) {
     let tokens: Vec<u32> =
         (0..PROMPT + DECODED).map(|i| (i * 7919 % checkpoint.config.vocab_size) as u32).collect();
     let mut group = c.benchmark_group(format!("generate/{name}"));
-    group.sample_size(10).measurement_time(Duration::from_secs(8)).throughput(Throughput::Elements(1));
+    group.sample_size(10).measurement_time(Duration::from_secs(8));
     for (name, format, sparsity) in [
         ("dense", FormatKind::Dense, 0.0),
         ("activation_sparse", FormatKind::Dense, 0.5),
@@ -52,6 +52,14 @@ fn model(c: &mut Criterion, name: &str, directory: &Path) {
     ] {
         let rule = Activations { sparsity, ..Activations::default() };
         let decoder = Decoder::load(&checkpoint, Fast, Some(format), rule, tokens.len(), &Silent).unwrap();
+        // The mean over the tokens that are timed.
+        let mut sequence = decoder.sequence();
+        decoder.feed(&mut sequence, &tokens[..PROMPT]).unwrap();
+        for &token in &tokens[PROMPT..] {
+            decoder.feed(&mut sequence, &[token]).unwrap();
+        }
+        let read = sequence.traffic.weight_bytes + sequence.traffic.cache_bytes;
+        group.throughput(Throughput::BytesDecimal((read / DECODED) as u64));
         group.bench_function(name, |b| {
             b.iter_custom(|count| {
                 let mut time = Duration::ZERO;

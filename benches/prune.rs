@@ -4,13 +4,15 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::factor::{damp, factor};
 use duogpt::reference::{PruneConfig, Statistics, prune};
 
 #[path = "common/data.rs"]
 mod data;
+#[path = "common/operations.rs"]
+mod operations;
 
 fn layers(c: &mut Criterion) {
     let mut group = c.benchmark_group("prune");
@@ -23,12 +25,14 @@ fn layers(c: &mut Criterion) {
         statistics.update(dense.view(), sparse.view());
         let weight = data::activations(k, k);
         let config = PruneConfig::default();
-        group.bench_function(BenchmarkId::new("layer", k), |b| {
+        group.throughput(Throughput::Elements(operations::prepare(k) + operations::update(k, k)));
+        group.bench_function(BenchmarkId::new("layer, elem = FLOP", k), |b| {
             b.iter(|| prune::prune(black_box(weight.view()), &statistics, &config).unwrap());
         });
         let mut hessian = statistics.hessian.clone();
         damp(&mut hessian, config.damping);
-        group.bench_function(BenchmarkId::new("factor", k), |b| {
+        group.throughput(Throughput::Elements(operations::factor(k)));
+        group.bench_function(BenchmarkId::new("factor, elem = FLOP", k), |b| {
             b.iter_batched(|| hessian.clone(), |hessian| factor(hessian).unwrap(), BatchSize::LargeInput);
         });
     }

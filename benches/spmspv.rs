@@ -11,7 +11,7 @@ use duogpt::spmspv::{Multiply, Vector};
 use half::{bf16, f16};
 use ndarray::linalg::general_mat_vec_mul;
 use ndarray::{Array2, ArrayView1, ArrayViewMut1, Axis};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
@@ -32,8 +32,7 @@ fn measure<F: Multiply + Clone>(
     let (n, k) = weight.shape();
     let bytes = weight.stored_bytes();
     let weights = copies(weight, bytes);
-    let bytes = weights[0].bytes_read(x.indices()) as u64;
-    group.throughput(Throughput::ElementsAndBytes { elements: (n * k) as u64, bytes });
+    group.throughput(Throughput::BytesDecimal(weights[0].bytes_read(x.indices()) as u64));
     let (mut y, mut turn) = (vec![0.0; n], 0);
     group.bench_function(BenchmarkId::new(name, format!("{n}x{k}")), |b| {
         b.iter(|| {
@@ -70,7 +69,7 @@ fn sgemv(c: &mut Criterion, (n, k): (usize, usize), dense: &Array2<f32>, x: &[f3
     let weights = copies(dense.clone(), 4 * n * k);
     let (mut y, mut turn) = (vec![0.0f32; n], 0);
     let rows = n.div_ceil(rayon::current_num_threads());
-    group.throughput(Throughput::ElementsAndBytes { elements: (n * k) as u64, bytes: (4 * n * k) as u64 });
+    group.throughput(Throughput::BytesDecimal((4 * n * k) as u64));
     group.bench_function(BenchmarkId::new("sgemv", format!("{n}x{k}")), |b| {
         b.iter(|| {
             turn = (turn + 1) % weights.len();

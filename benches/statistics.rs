@@ -3,12 +3,14 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use duogpt::reference::Statistics;
 use duogpt::reference::activation::prune_activations;
 
 #[path = "common/data.rs"]
 mod data;
+#[path = "common/operations.rs"]
+mod operations;
 
 fn statistics(c: &mut Criterion) {
     let mut group = c.benchmark_group("statistics");
@@ -17,7 +19,8 @@ fn statistics(c: &mut Criterion) {
         let dense = data::activations(8192, k);
         let mut sparse = dense.clone();
         prune_activations(sparse.view_mut(), 0.5);
-        group.bench_with_input(BenchmarkId::new("8192_tokens", k), &k, |b, &k| {
+        group.throughput(Throughput::Elements(operations::statistics(8192, k)));
+        group.bench_with_input(BenchmarkId::new("8192_tokens, elem = FLOP", k), &k, |b, &k| {
             b.iter(|| {
                 let mut statistics = Statistics::with_residual(k);
                 statistics.update(black_box(dense.view()), black_box(sparse.view()));

@@ -19,7 +19,7 @@ use duogpt::model::{Checkpoint, ModelConfig};
 use duogpt::tensors::{Dtype, TensorWriter};
 use half::bf16;
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 

@@ -142,8 +142,13 @@ __device__ __forceinline__ void load_matrices(u32 (&out)[4], const Eight *row) {
 // C (16 x 8) += A (16 x 16) B (16 x 8) on tensor cores, by a warp; fragments as PTX lays them out for mma.m16n8k16. Lane l
 // holds, with g = l / 4 and t = 2 (l % 4): A at rows g and g + 8, columns t, t + 1, then t + 8, t + 9; B at those rows of
 // column g; C at rows g and g + 8, columns t, t + 1.
-#define MULTIPLY(name, type)                                                                                               __device__ __forceinline__ void name(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                                   asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "         \
-            "{%8, %9}, {%0, %1, %2, %3};"                                                                                          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                                       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                               }
+#define MULTIPLY(name, type)                                                                                           \
+    __device__ __forceinline__ void name(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                           \
+        asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "         \
+            "{%8, %9}, {%0, %1, %2, %3};"                                                                              \
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                           \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                           \
+    }
 MULTIPLY(multiply_bf16, "bf16")
 MULTIPLY(multiply_f16, "f16")
 #endif

@@ -13,8 +13,8 @@
 // Sums:     f32, fused multiply-add: one rounding per term (products of 16-bit numbers are exact).
 // x must be finite: a stored zero, or filling, times infinity is NaN.
 //
-// What bounds it, in bf16: bytes, and instructions. An H200 issues 132 x 128 lane-instructions a cycle, at 1.75 GHz 6.9 for every
-// byte of 4.3 TB/s. Counted in the machine code for sm_90 (NVRTC 13.0), heads and loop included:
+// What bounds it, in bf16: bytes, and instructions. An H200 issues 132 x 128 lane-instructions a cycle, at 1.75 GHz 6.9 for
+// every byte of 4.3 TB/s. Counted in the machine code for sm_90 (NVRTC 13.0), heads and loop included:
 //
 //             bytes per weight of an active column    lane-instructions, there are    are needed     of the bytes' rate
 //   gemv, skip   2                                    13.8 per weight                 4.3            all
@@ -285,7 +285,8 @@ template <class T> struct Bitmap {
         u32 even = 1u << threadIdx.x % 16 * 2, odd = even * 2;
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            // The value of the odd row is behind all of the rows above; that of the even row, if there is one, is the last of these.
+            // The value of the odd row is behind all of the rows above; that of the even row, if there is one, is the last of
+            // these.
             u32 behind = head.begin + (head.before >> 8 * i & 255) + __popc(words[i] & (odd - 1));
             piece.of_row[2 * i] = load_if<-1>(words[i] & even, values + behind);
             piece.of_row[2 * i + 1] = load_if<0>(words[i] & odd, values + behind);

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::tensors::TensorError;
+use crate::tensor_error::TensorError;
 
 /// Writes beside `path` and renames, so that no reader ever sees half a file.
 ///

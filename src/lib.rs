@@ -64,6 +64,7 @@ pub mod model;
 pub mod progress;
 pub mod reference;
 pub mod spmspv;
+mod tensor_error;
 pub mod tensors;
 pub mod verify;
 

@@ -12,7 +12,7 @@ use duogpt::cuda::{Cuda, Device, DeviceError};
 use duogpt::reference::{PruneConfig, Pruned, Sparsity, Threshold};
 use emulator::{Emulator, Memory};
 use ndarray::Array2;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// An emulated device whose call number `fails_at` of one kind fails, counted from 0.

@@ -24,7 +24,7 @@ use duogpt::reference::{
 use ndarray::{Array1, Array2, ArrayView2, Axis, array};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const U: f64 = f64::EPSILON / 2.0;

@@ -387,6 +387,21 @@ fn headers(trials: &mut Vec<Trial>) {
         &["`big", "there are only"],
     );
     case(
+        "sizes_that_add_up_to_2_to_the_64",
+        // Without a gap up to the last byte that a u64 can number.
+        |f| {
+            f.header(SINGLE, |h| {
+                *h = json!({});
+                for i in 0..8 {
+                    let (begin, size) = (i << 61, (1u64 << 61) - u64::from(i == 7));
+                    h[format!("big{i}")] =
+                        json!({"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]});
+                }
+            });
+        },
+        &["`big0`", "truncated", "there are only"],
+    );
+    case(
         "tensors_overlap",
         |f| {
             f.header(SINGLE, |h| {
@@ -430,6 +445,23 @@ fn headers(trials: &mut Vec<Trial>) {
         &[UP, "missing"],
     );
     case("no_tensors", |f| *bytes(f) = safetensors(&[]), &["model.embed_tokens.weight", "missing"]);
+    trials.push(Trial::test("header::longer_than_the_format_allows", || {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("long.safetensors");
+        let length: u64 = 100_000_001;
+        fs::write(&path, length.to_le_bytes())?;
+        fs::File::options().write(true).open(&path)?.set_len(8 + length)?; // a hole: no blocks
+        LARGEST.set(0);
+        let Err(error) = TensorFile::open(&path) else { return Err("it was accepted".into()) };
+        holds(
+            &error.to_string(),
+            &["long.safetensors", "header", "100000001 bytes long", "at most 100000000"],
+        )?;
+        if LARGEST.get() > ENOUGH {
+            return Err(format!("{} bytes were allocated for it", LARGEST.get()).into());
+        }
+        Ok(())
+    }));
 }
 
 fn indices(trials: &mut Vec<Trial>) {

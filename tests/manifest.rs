@@ -34,7 +34,7 @@ fn every_fixture_has_its_recorded_hash_and_provenance() {
         let (path, _) = (text("path"), (text("source"), text("version"), text("made")));
         assert!(unlisted.remove(path), "{path} is listed, but missing or listed twice");
         let hash = Sha256::digest(fs::read(fixtures().join(path)).unwrap());
-        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = base16ct::lower::encode_string(&hash);
         assert_eq!(hash, text("sha256"), "{path} is not the file that its entry describes");
     }
     assert!(unlisted.is_empty(), "without an entry in MANIFEST.toml: {unlisted:?}");

@@ -11,7 +11,7 @@ use duogpt::reference::{
 };
 use ndarray::{Array1, Array2, Axis, s};
 use proptest::prelude::*;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const EPS: f64 = f64::EPSILON;

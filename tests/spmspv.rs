@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, arr2};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestRunner};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use duogpt::reference::activation::prune_token;

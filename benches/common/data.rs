@@ -1,7 +1,7 @@
 //! Random data with a few strong channels, as activations have.
 
 use ndarray::Array2;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// tokens x k.

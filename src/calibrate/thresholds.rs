@@ -29,13 +29,11 @@
 //! A greedy layer also has `error` and `uniform_error`: \|\|y - y'\|\| / \|\|y - x\|\| over the calibration data, for the layer's
 //! input x, its dense output y, and its output y' with the thresholds, or with those of equal sparsity.
 
-use std::fs::File;
 use std::path::Path;
 
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::CalibrateError;
 use super::report::{Calibration, Environment};
@@ -49,7 +47,7 @@ use crate::progress::Observer;
 use crate::reference::ConfigError;
 use crate::reference::activation::check_fraction;
 use crate::reference::teal::{MagnitudeHistogram, greedy_allocation};
-use crate::tensors::TensorError;
+use crate::tensors::{TensorError, TensorFile};
 
 /// The file's `format`.
 pub const FORMAT: &str = "duogpt-thresholds-1";
@@ -247,7 +245,7 @@ impl ThresholdJob<'_> {
             activation_sparsity: self.activation_sparsity,
             allocation: self.allocation,
             step: (self.allocation == Allocation::Greedy).then_some(self.step),
-            model: Model::of(self.checkpoint)?,
+            model: Model::of(self.checkpoint),
             calibration: Calibration::of(self.windows),
             precision: T::NAME.into(),
             layers,
@@ -377,15 +375,14 @@ fn pruned_fraction<T: Scalar>(states: &[State<T>], threshold: f64) -> f64 {
 }
 
 impl Model {
-    fn of(checkpoint: &Checkpoint) -> Result<Self, CalibrateError> {
-        let hash = |path: &Path| -> Result<(String, String), TensorError> {
-            let mut hasher = Sha256::new();
-            let copied = File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hasher));
-            copied.map_err(TensorError::io(path))?;
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Ok((name, hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    fn of(checkpoint: &Checkpoint) -> Self {
+        let hash = |shard: &TensorFile| {
+            let name = shard.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let sha256 = shard.sha256();
+            shard.drop_pages();
+            (name, sha256)
         };
-        let sha256 = checkpoint.shards().iter().map(|shard| hash(shard.path())).collect::<Result<_, _>>()?;
-        Ok(Model { directory: checkpoint.directory.display().to_string(), sha256 })
+        let sha256 = checkpoint.shards().iter().map(hash).collect();
+        Model { directory: checkpoint.directory.display().to_string(), sha256 }
     }
 }

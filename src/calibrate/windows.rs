@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, Ix2};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
@@ -146,7 +146,7 @@ impl Windows {
         let mut hash = Sha256::new();
         hash.update((self.length() as u64).to_le_bytes());
         self.tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
-        format!("{:x}", hash.finalize())
+        base16ct::lower::encode_string(&hash.finalize())
     }
 
     /// Number of windows.

@@ -133,7 +133,7 @@ impl Gpu {
         }
         let kept = cache_directory().map(|directory| {
             let key = Sha256::digest(nvrtc::key(file, &self.architecture));
-            let key: String = key.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+            let key = base16ct::lower::encode_string(&key[..16]);
             directory.join(format!("{}-{key}.cubin", file.name))
         });
         let cubin = match kept.as_ref().and_then(|path| read_kept(path)) {

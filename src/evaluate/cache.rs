@@ -57,7 +57,7 @@ struct Entry {
 
 /// SHA-256 of a JSON value as it is written compactly, in hexadecimal.
 pub fn digest(value: &Value) -> String {
-    format!("{:x}", Sha256::digest(value.to_string()))
+    base16ct::lower::encode_string(&Sha256::digest(value.to_string()))
 }
 
 impl Cache {

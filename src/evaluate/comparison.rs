@@ -856,7 +856,7 @@ fn content_of_files(
             progress(u64::from(read == PIECE));
         }
     }
-    Ok(format!("{:x}", hash.finalize()))
+    Ok(base16ct::lower::encode_string(&hash.finalize()))
 }
 
 /// Tokens in one unit of progress.

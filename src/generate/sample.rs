@@ -1,7 +1,7 @@
 //! The next token, from the logits.
 
 use ndarray::ArrayView1;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::linalg::Scalar;

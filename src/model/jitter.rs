@@ -1,7 +1,7 @@
 //! A small disturbance of the weights, to see how much of a result is chance.
 
 use ndarray::Array2;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 

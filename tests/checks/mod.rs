@@ -21,7 +21,7 @@ use duogpt::reference::{
 use duogpt::verify::inspect::Inspect;
 use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// What differs, or what the device refused.

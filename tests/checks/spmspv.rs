@@ -8,7 +8,7 @@ use duogpt::cuda::spmspv::{Bitmap, Dense, Element, Index, Scratch, Weight};
 use duogpt::generate::Keep;
 use duogpt::reference::spmspv::{self as reference, Format};
 use ndarray::{Array1, Array2};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Outcome, bits, failed, integers, random, same};

@@ -7,7 +7,7 @@ use duogpt::reference::activation::prune_activations;
 use duogpt::reference::{self, PruneConfig, PruneError, ResidualStatistics};
 use ndarray::Array2;
 
-use super::{Case, Checked, Limit, Machine, Suite, Work, activations, download, text};
+use super::{Case, Checked, Limit, Machine, Suite, Work, activations, download, operations, text};
 
 /// Wider layers are not repeated on the CPU: in f64 that would take minutes and tens of gigabytes. There only the
 /// factor is checked, by its residual on one vector.
@@ -102,12 +102,10 @@ pub fn cases<D: Machine>(suite: &mut Suite<D>) {
                 .map(|((found, single), exact)| Checked::by_rule(found, single, exact))
                 .fold(Checked::EXACT, Checked::worse))
         };
-        let (width, cube) = (k as u64, (k * k * k) as u64);
         suite.case(Case {
             kernel: "factor",
             shape: name,
-            // k^3 / 3 each for the Cholesky factor, its inverse, and D of two triangles; k^3 for Q of one.
-            work: Work { bytes: 16 * width * width, operations: 2 * cube, limit: Limit::F32 },
+            work: Work { bytes: 16 * (k * k) as u64, operations: operations::prepare(k), limit: Limit::F32 },
             input: &input,
             run: &run,
             spoils_input: false,

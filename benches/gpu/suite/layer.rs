@@ -10,7 +10,7 @@ use duogpt::reference::score::{Coefficients, Correction};
 use ndarray::{Array1, Array2, Axis, s};
 
 use super::factor::{config, gathered};
-use super::{BLOCK, Case, Checked, Limit, Machine, Suite, Work, download, text, upload, values};
+use super::{BLOCK, Case, Checked, Limit, Machine, Suite, Work, download, operations, text, upload, values};
 
 struct Input<D: Machine> {
     statistics: Statistics<D>,
@@ -69,10 +69,9 @@ pub fn cases<D: Machine>(suite: &mut Suite<D>) {
         suite.case(Case {
             kernel: "layer",
             shape: shape.id(),
-            // The factor's operations, and two products for each pair of columns of each row.
             work: Work {
                 bytes: 8 * rows * width + 8 * width * width,
-                operations: 2 * width.pow(3) + 2 * rows * width * width,
+                operations: operations::prepare(k) + operations::update(n, k),
                 limit: Limit::F32,
             },
             input: &input,

@@ -19,6 +19,8 @@ mod activation;
 mod factor;
 mod layer;
 mod mask;
+#[path = "../../common/operations.rs"]
+mod operations;
 mod panel;
 mod score;
 mod spmspv;
@@ -392,12 +394,13 @@ impl<'a, D: Clock> Suite<'a, D> {
                 .sample_size(SAMPLES)
                 .warm_up_time(Duration::from_millis(200))
                 .measurement_time(Duration::from_millis(500));
-            let Work { bytes, operations, .. } = case.work;
-            group.throughput(match operations {
-                0 => Throughput::Bytes(bytes),
-                elements => Throughput::ElementsAndBytes { elements, bytes },
-            });
-            group.bench_function(format!("{}{what}", case.shape), |bencher| {
+            let Work { bytes, operations, limit } = case.work;
+            let (throughput, unit) = match limit {
+                Limit::Copy => (Throughput::BytesDecimal(bytes), ""),
+                Limit::Bf16 | Limit::F32 => (Throughput::Elements(operations), ", elem = FLOP"),
+            };
+            group.throughput(throughput);
+            group.bench_function(format!("{}{what}{unit}", case.shape), |bencher| {
                 bencher.iter_custom(|iterations| {
                     let (mut left, mut seconds) = (iterations as usize, 0.0);
                     while left > 0 && outcome.is_ok() {

@@ -186,7 +186,7 @@ impl TaskData {
     /// SHA-256 of task and documents, in hexadecimal: the data, wherever they come from.
     pub fn digest(&self) -> String {
         let content = serde_json::to_vec(&(self.task, &self.documents)).expect("documents are plain data");
-        format!("{:x}", Sha256::digest(content))
+        base16ct::lower::encode_string(&Sha256::digest(content))
     }
 }
 

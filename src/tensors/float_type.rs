@@ -1,0 +1,126 @@
+//! The floating-point types that weights are stored in.
+
+use std::path::Path;
+
+use half::{bf16, f16};
+use ndarray::{Array2, ArrayView2};
+use safetensors::Dtype;
+
+use crate::linalg::Scalar;
+use crate::tensor_error::TensorError;
+
+/// The floating-point types that weights are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FloatType {
+    /// IEEE double.
+    F64,
+    /// IEEE single.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+}
+
+impl FloatType {
+    /// The type of a stored tensor, where it is one of the four.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F64 => Some(FloatType::F64),
+            Dtype::F32 => Some(FloatType::F32),
+            Dtype::BF16 => Some(FloatType::Bf16),
+            Dtype::F16 => Some(FloatType::F16),
+            _ => None,
+        }
+    }
+
+    /// The tag in a safetensors header.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            FloatType::F64 => Dtype::F64,
+            FloatType::F32 => Dtype::F32,
+            FloatType::Bf16 => Dtype::BF16,
+            FloatType::F16 => Dtype::F16,
+        }
+    }
+
+    /// The value of `torch_dtype` in a config.json.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            FloatType::F64 => "float64",
+            FloatType::F32 => "float32",
+            FloatType::Bf16 => "bfloat16",
+            FloatType::F16 => "float16",
+        }
+    }
+
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            FloatType::F64 => 8,
+            FloatType::F32 => 4,
+            FloatType::Bf16 | FloatType::F16 => 2,
+        }
+    }
+
+    /// Half the distance from 1 to the next number.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            FloatType::F64 => f64::EPSILON / 2.0,
+            FloatType::F32 => f64::from(f32::EPSILON) / 2.0,
+            FloatType::Bf16 => f64::from(bf16::EPSILON) / 2.0,
+            FloatType::F16 => f64::from(f16::EPSILON) / 2.0,
+        }
+    }
+
+    /// `x` rounded to this type (nearest, ties to even).
+    pub fn round<T: Scalar>(self, x: T) -> T {
+        match self {
+            FloatType::F64 => x,
+            FloatType::F32 => T::of((x.widen() as f32).into()),
+            FloatType::Bf16 => T::of(bf16::from_f64(x.widen()).into()),
+            FloatType::F16 => T::of(f16::from_f64(x.widen()).into()),
+        }
+    }
+
+    /// The bytes of a matrix, row-major, little-endian, rounded to this type.
+    pub fn encode<T: Scalar>(self, values: ArrayView2<T>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(values.len() * self.size());
+        for x in values.iter().map(|x| x.widen()) {
+            match self {
+                FloatType::F64 => bytes.extend(x.to_le_bytes()),
+                FloatType::F32 => bytes.extend((x as f32).to_le_bytes()),
+                FloatType::Bf16 => bytes.extend(bf16::from_f64(x).to_le_bytes()),
+                FloatType::F16 => bytes.extend(f16::from_f64(x).to_le_bytes()),
+            }
+        }
+        bytes
+    }
+}
+
+/// Rounds a weight to the type it will be stored in.
+///
+/// # Errors
+/// [`TensorError::Overflow`] when a finite value becomes infinite.
+pub fn round_for_storage<T: Scalar>(
+    path: &Path,
+    name: &str,
+    weight: &mut Array2<T>,
+    to: FloatType,
+) -> Result<(), TensorError> {
+    for (index, x) in weight.indexed_iter_mut() {
+        let rounded = to.round(*x);
+        if !rounded.is_finite() && x.is_finite() {
+            return Err(TensorError::Overflow {
+                path: path.to_path_buf(),
+                name: name.into(),
+                index: vec![index.0, index.1],
+                value: x.widen(),
+                dtype: to.dtype(),
+            });
+        }
+        *x = rounded;
+    }
+    Ok(())
+}
