@@ -1,7 +1,8 @@
 //! Activation pruning on the device; see [`reference::activation`](crate::reference::activation).
 
 use super::device::{Buffer, Device, Plain};
-use super::{ACTIVATION, THREADS, launch, number};
+use super::kernel_files::ACTIVATION;
+use super::launch::{THREADS, launch, number};
 use crate::device_error::DeviceError;
 
 /// Numbers that the activation kernels take.

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::kernel_files::KernelFile;
 use crate::device_error::DeviceError;
 
 /// A number that lives on the device with the same bytes as on the host.
@@ -47,7 +48,7 @@ impl From<f32> for Argument {
 #[derive(Clone, Debug)]
 pub struct Launch<'a> {
     /// A file of `kernels/`.
-    pub file: &'static super::KernelFile,
+    pub file: &'static KernelFile,
     /// A `__global__` function in it.
     pub kernel: &'a str,
     /// Blocks in x and y.

@@ -17,7 +17,8 @@ use cudarc::nvrtc::Ptx;
 use sha2::{Digest, Sha256};
 
 use super::device::{Argument, Device, Launch, Operand};
-use super::{KernelFile, nvrtc};
+use super::kernel_files::KernelFile;
+use super::nvrtc;
 use crate::device_error::DeviceError;
 use crate::files::write_atomically;
 

@@ -3,8 +3,9 @@
 
 use super::blas::{Rows, cholesky, gemm, solve_right};
 use super::device::{Argument, Buffer, Device};
+use super::kernel_files::FACTOR;
+use super::launch::{launch, number};
 use super::statistics::{ResidualStatistics, Statistics};
-use super::{FACTOR, launch, number};
 use crate::backend::BackendError;
 use crate::device_error::DeviceError;
 use crate::reference::prune::checked_order;

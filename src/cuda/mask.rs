@@ -1,8 +1,9 @@
 //! Mask selection in one block of columns; see [`reference::mask`](crate::reference::mask).
 
 use super::device::{Buffer, Device, Launch};
+use super::kernel_files::MASK;
+use super::launch::{THREADS, launch, number};
 use super::score::Columns;
-use super::{MASK, THREADS, launch, number};
 use crate::device_error::DeviceError;
 use crate::reference::Threshold;
 

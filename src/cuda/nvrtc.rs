@@ -4,7 +4,8 @@ use std::ffi::{CStr, CString};
 
 use cudarc::nvrtc::{result, sys};
 
-use super::{COMMON, DeviceError, KernelFile};
+use super::kernel_files::{COMMON, KernelFile};
+use crate::device_error::DeviceError;
 
 /// No fma contraction: products and sums round where the reference rounds. The assembler's report is in the log.
 const OPTIONS: [&str; 3] = ["-fmad=false", "--std=c++17", "--ptxas-options=-v"];

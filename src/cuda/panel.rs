@@ -3,8 +3,9 @@
 
 use super::blas::{Rows, gemm};
 use super::device::{Argument, Buffer, Device};
+use super::kernel_files::PANEL;
+use super::launch::{launch, number};
 use super::score::Columns;
-use super::{PANEL, launch, number};
 use crate::device_error::DeviceError;
 use crate::reference::LazyUpdate;
 

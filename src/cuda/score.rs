@@ -1,7 +1,8 @@
 //! The score of one block of columns; see [`reference::score`](mod@crate::reference::score).
 
 use super::device::{Argument, Buffer, Device};
-use super::{SCORE, launch, number};
+use super::kernel_files::SCORE;
+use super::launch::{launch, number};
 use crate::device_error::DeviceError;
 
 /// Columns `first .. first + width` of a row-major n x k matrix.

@@ -3,7 +3,8 @@
 
 use super::activation::{Activation, threshold_index};
 use super::device::{Argument, Buffer, Device, Launch};
-use super::{SELECT, number};
+use super::kernel_files::SELECT;
+use super::launch::number;
 use crate::device_error::DeviceError;
 use crate::generate::Keep;
 use crate::reference::spmspv;

@@ -6,8 +6,9 @@
 
 use super::activation::Activation;
 use super::device::{Argument, Buffer, Device, Launch};
+use super::kernel_files::SPMSPV;
+use super::launch::{THREADS, number};
 use super::select::Selected;
-use super::{SPMSPV, THREADS, number};
 use crate::device_error::DeviceError;
 use crate::reference::spmspv::{self, Format, TILE, Value};
 

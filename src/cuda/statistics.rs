@@ -8,7 +8,8 @@ use ndarray::{Array2, ArrayView2, s};
 
 use super::blas::{Rows, gemm};
 use super::device::{Argument, Buffer, Device, Launch, Plain};
-use super::{STATISTICS, THREADS, launch, number};
+use super::kernel_files::STATISTICS;
+use super::launch::{THREADS, launch, number};
 use crate::device_error::DeviceError;
 use crate::reference;
 

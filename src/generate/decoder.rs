@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
 
-use super::GenerateError;
+use super::error::GenerateError;
 use super::products::{Keep, Products};
 use super::weight::{FormatKind, Weight};
 use crate::calibrate::streams::Activations;

@@ -8,6 +8,7 @@
 
 pub mod bandwidth;
 pub mod decoder;
+pub mod error;
 pub mod products;
 pub mod sample;
 pub mod stats;
@@ -15,6 +16,7 @@ pub mod text;
 pub mod weight;
 
 pub use decoder::{Decoder, Sequence};
+pub use error::GenerateError;
 pub use products::{Fast, Keep, Products, Reference};
 pub use sample::Sampler;
 pub use text::TextStream;
@@ -26,38 +28,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::device_error::DeviceError;
 use crate::files::parse_json;
 use crate::linalg::Scalar;
 use crate::model::CheckpointError;
 use crate::tensors::TensorError;
 use decoder::Traffic;
-
-/// Why nothing, or nothing more, was generated.
-#[derive(Debug, thiserror::Error)]
-pub enum GenerateError {
-    /// The checkpoint.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The device that multiplies.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// A tensor.
-    #[error(transparent)]
-    Tensor(#[from] TensorError),
-    /// The arithmetic overflowed, or the model is damaged.
-    #[error(
-        "the logits behind token {position} are not all finite: the model's values overflow in this arithmetic (try --precision \
-         f64), or its weights are damaged"
-    )]
-    NotFinite {
-        /// Tokens so far.
-        position: usize,
-    },
-    /// Whoever takes the tokens failed.
-    #[error(transparent)]
-    Output(#[from] io::Error),
-}
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -3,8 +3,9 @@
 //!
 //! [`tasks`] turns lines of a file into strings, [`requests`] strings into tokens, [`likelihood`] tokens into numbers,
 //! [`metrics`] numbers into accuracies, and [`harness`] writes them as the harness does. Examples before the question
-//! would be more text in a document's contexts; nothing behind [`tasks`] would change.
+//! would be more text in a document's contexts; nothing after [`tasks`] would change.
 
+pub mod error;
 pub mod harness;
 pub mod likelihood;
 pub mod metrics;
@@ -22,35 +23,11 @@ use crate::linalg::Scalar;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Checkpoint, ModelConfig};
 use crate::progress::Observer;
-use crate::tensors::TensorError;
+pub use error::ZeroShotError;
 use likelihood::log_likelihoods;
 use metrics::{Metric, Scored};
 use requests::Request;
 use tasks::{Task, TaskData};
-
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-pub enum ZeroShotError {
-    /// A task file that cannot be read, or a tensor.
-    #[error(transparent)]
-    File(#[from] TensorError),
-    /// A line that cannot be evaluated.
-    #[error("{}: line {line}: {detail}", path.display())]
-    Document {
-        /// The task file.
-        path: PathBuf,
-        /// From 1.
-        line: usize,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// Nothing to evaluate.
-    #[error("{}: holds no documents", path.display())]
-    NoDocuments {
-        /// The task file.
-        path: PathBuf,
-    },
-}
 
 /// A task after evaluation.
 #[derive(Clone, Debug)]

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::ZeroShotError;
+use super::error::ZeroShotError;
 use super::text::{capitalize, is_white_space, strip};
 use crate::tensors::TensorError;
 

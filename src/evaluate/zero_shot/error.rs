@@ -1,0 +1,29 @@
+//! Why a task cannot be evaluated.
+
+use std::path::PathBuf;
+
+use crate::tensors::TensorError;
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ZeroShotError {
+    /// A task file that cannot be read, or a tensor.
+    #[error(transparent)]
+    File(#[from] TensorError),
+    /// A line that cannot be evaluated.
+    #[error("{}: line {line}: {detail}", path.display())]
+    Document {
+        /// The task file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Nothing to evaluate.
+    #[error("{}: holds no documents", path.display())]
+    NoDocuments {
+        /// The task file.
+        path: PathBuf,
+    },
+}
