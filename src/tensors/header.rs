@@ -2,14 +2,25 @@
 //! what it adds.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 
-use safetensors::tensor::{Metadata, SafeTensorError, TensorInfo as Entry};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, TensorInfo as Entry};
 use serde_json::Value;
 
-use super::TensorInfo;
 use crate::files::parse_json;
 use crate::tensor_error::TensorError;
+
+/// Where a tensor lies in its file.
+#[derive(Clone, Debug)]
+pub struct TensorInfo {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape, slowest dimension first.
+    pub shape: Vec<usize>,
+    /// Its bytes in the file.
+    pub(crate) bytes: Range<usize>,
+}
 
 /// The key that is no tensor.
 pub(super) const METADATA: &str = "__metadata__";

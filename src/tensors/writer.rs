@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo as Entry;
 use serde_json::json;
 
-use super::TensorFile;
+use super::file::TensorFile;
 use super::header::{LENGTH, METADATA};
 use crate::tensor_error::TensorError;
 
