@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{CliError, compare, fraction};
 use crate::calibrate::windows::Windows;
-use crate::evaluate::comparison::{Comparison, Point, Repeats};
+use crate::evaluate::comparison::{MethodComparison, Point, Repeats};
 use crate::evaluate::zero_shot::tasks::Task;
 use crate::llama::Checkpoint;
 use crate::reference::{Method, PruneConfig, Sparsity};
@@ -61,7 +61,7 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode, CliError> {
         ];
         Point { weight_sparsity, activation_sparsity: p, methods }
     };
-    let comparison = Comparison {
+    let comparison = MethodComparison {
         checkpoint: &checkpoint,
         calibration: Some(&calibration),
         evaluation: Some(&evaluation),
