@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 
-use super::prune::{MethodName, Settings, warn_of_order};
+use super::method::{MethodName, Settings, warn_of_order};
 use super::{Bar, CliError, DataSource, Precision, fraction, with_precision};
 use crate::backend::Cpu;
 use crate::calibrate::windows::Cut;
