@@ -14,7 +14,7 @@ use duogpt::calibrate::streams::Activations;
 use duogpt::evaluate::zero_shot::metrics::Metric;
 use duogpt::evaluate::zero_shot::requests::Request;
 use duogpt::evaluate::zero_shot::tasks::{Task, TaskData};
-use duogpt::evaluate::zero_shot::{Outcome, evaluate};
+use duogpt::evaluate::zero_shot::{TaskOutcome, evaluate};
 use duogpt::linalg::Scalar;
 use duogpt::model::Checkpoint;
 use duogpt::model::tokenizer::Tokenizer;
@@ -71,7 +71,7 @@ fn every_context_continuation_token_and_truncation_is_the_harness_s() {
     }
 }
 
-fn outcomes<T: Scalar>(tasks: &[TaskData], sparsity: f64) -> Vec<Outcome> {
+fn outcomes<T: Scalar>(tasks: &[TaskData], sparsity: f64) -> Vec<TaskOutcome> {
     let (checkpoint, tokenizer) = model();
     let activations = Activations { sparsity, ..Activations::default() };
     evaluate::<T, _>(&checkpoint, &tokenizer, tasks, activations, &Cpu, &Silent).unwrap()

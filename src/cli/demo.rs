@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::method::{MethodName, Profile};
 use super::{CliError, compare, fraction};
 use crate::calibrate::windows::Windows;
-use crate::evaluate::comparison::{Comparison, Point, Repeats};
+use crate::evaluate::comparison::{MethodComparison, Point, Repeats};
 use crate::evaluate::zero_shot::tasks::Task;
 use crate::model::Checkpoint;
-use crate::reference::{Method, PruneConfig, Sparsity};
+use crate::reference::Sparsity;
 
 /// Arguments of `duogpt demo`.
 #[derive(Args)]
@@ -33,6 +34,10 @@ pub struct DemoArgs {
 /// The calibration and evaluation windows: as many as the published figures of this model were made with.
 const WINDOWS: usize = 32;
 
+/// The methods, from the simplest to the paper's.
+const METHODS: [MethodName; 4] =
+    [MethodName::Magnitude, MethodName::Wanda, MethodName::Sparsegpt, MethodName::Duogpt];
+
 /// Documents of each task: enough to show the columns, few enough not to wait for them.
 const DOCUMENTS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
@@ -51,17 +56,12 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode, CliError> {
     let evaluation = tokens("tokens-sampled-evaluation.safetensors")?;
     let point = |&p: &f64| {
         let weight_sparsity = Sparsity::Unstructured(p);
-        let config = PruneConfig { weight_sparsity, ..PruneConfig::default() };
-        let methods = vec![
-            None,
-            Some(Method::Magnitude(weight_sparsity)),
-            Some(Method::Wanda(weight_sparsity)),
-            Some(Method::SparseGpt(config)),
-            Some(Method::DuoGpt(config)),
-        ];
+        let with_settings = |name: MethodName| name.method(Profile::Default, weight_sparsity);
+        let methods =
+            [None].into_iter().chain(METHODS.map(Some)).map(|name| name.map(with_settings)).collect();
         Point { weight_sparsity, activation_sparsity: p, methods }
     };
-    let comparison = Comparison {
+    let comparison = MethodComparison {
         checkpoint: &checkpoint,
         calibration: Some(&calibration),
         evaluation: Some(&evaluation),

@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand.
+//! The command line: one file per subcommand, and what several of them share.
 
 pub mod compare;
 pub mod compare_tensors;
@@ -7,6 +7,7 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+mod method;
 pub mod prune;
 pub mod thresholds;
 pub mod verify;

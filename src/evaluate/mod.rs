@@ -1,6 +1,5 @@
 //! How good a model is, and which of several is better.
 
-pub mod cache;
 pub mod comparison;
 pub mod noise;
 pub mod perplexity;

@@ -11,11 +11,11 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 
-use super::prune::{MethodName, Settings, warn_of_order};
+use super::method::{MethodName, Settings, warn_of_order};
 use super::{Bar, CliError, DataSource, Precision, fraction, with_precision};
 use crate::backend::Cpu;
 use crate::calibrate::windows::Cut;
-use crate::evaluate::comparison::{Comparison, Point, Repeats};
+use crate::evaluate::comparison::{MethodComparison, Point, Repeats};
 use crate::evaluate::zero_shot::ZeroShotError;
 use crate::evaluate::zero_shot::tasks::{Task, TaskData};
 use crate::files::write_atomically;
@@ -169,7 +169,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, CliError> {
     let consecutive = Cut::Consecutive { limit: args.evaluation_samples };
     let calibration = windows(&args.calibration, args.samples, random)?;
     let evaluation = windows(&args.evaluation, args.evaluation_samples, consecutive)?;
-    let comparison = Comparison {
+    let comparison = MethodComparison {
         checkpoint: &checkpoint,
         calibration: calibration.as_ref(),
         evaluation: evaluation.as_ref(),
@@ -231,7 +231,7 @@ pub(super) fn read_tasks(
 
 /// Compares, and shows the outcome: on stdout a table or JSON, in the output directory plot and JSON.
 pub(super) fn carry_out<T: Scalar>(
-    comparison: &Comparison,
+    comparison: &MethodComparison,
     output: &Path,
     json: bool,
 ) -> Result<ExitCode, CliError> {

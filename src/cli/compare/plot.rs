@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use super::table::{Table, description, scale};
 use crate::cli::CliError;
-use crate::evaluate::comparison::{PointResult, Quantity, Report, Row};
+use crate::evaluate::comparison::{ComparisonReport, MethodResult, PointResult, Quantity};
 use crate::reference::Sparsity;
 
 /// Distinct also for colour-blind readers; "dense" means weights: its activations are sparse like the others'.
@@ -22,7 +22,7 @@ const COLOURS: [(&str, RGBColor); 5] = [
 const STEP: i32 = 90;
 
 /// A panel per quantity: the points side by side, a line per method, with the spread over repeats and documents as a bar.
-pub(super) fn draw(report: &Report, table: &Table) -> Result<String, CliError> {
+pub(super) fn draw(report: &ComparisonReport, table: &Table) -> Result<String, CliError> {
     let (width, height) = (720, 400);
     let mut svg = String::new();
     {
@@ -51,7 +51,7 @@ fn draw_panel(
     // Mean and spread of a method at every point that has it.
     let series = |method: &str| -> Vec<(i32, f64, f64)> {
         let row = |point: &PointResult| -> Option<(f64, f64)> {
-            let row: &Row = point.rows.iter().find(|row| row.method == method)?;
+            let row: &MethodResult = point.rows.iter().find(|row| row.method == method)?;
             let estimate = &row.quantities.get(&quantity)?.estimate;
             let scale = scale(quantity);
             Some((scale * estimate.mean, scale * estimate.spread()))

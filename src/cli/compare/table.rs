@@ -1,6 +1,6 @@
 //! The table of a comparison.
 
-use crate::evaluate::comparison::{Comparison, PointResult, Quantity, Row};
+use crate::evaluate::comparison::{MethodComparison, MethodResult, PointResult, Quantity};
 use crate::evaluate::noise::Standing;
 use crate::evaluate::zero_shot::tasks::Task;
 use crate::reference::Sparsity;
@@ -16,7 +16,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn of(comparison: &Comparison) -> Self {
+    pub(super) fn of(comparison: &MethodComparison) -> Self {
         let tasks: Vec<Task> = comparison.tasks.iter().map(|data| data.task).collect();
         let averages = [(Quantity::FiveTasks, &Task::FIVE[..]), (Quantity::SevenTasks, &Task::ALL)];
         let averages = averages.into_iter().filter(|(_, of)| of.iter().all(|task| tasks.contains(task)));
@@ -110,7 +110,7 @@ impl Table {
     }
 }
 
-type Cell = dyn Fn(&PointResult, &Row) -> String;
+type Cell = dyn Fn(&PointResult, &MethodResult) -> String;
 
 struct Column {
     head: [&'static str; 3],
@@ -121,7 +121,7 @@ struct Column {
 fn column(
     head: [&'static str; 3],
     width: usize,
-    cell: impl Fn(&PointResult, &Row) -> String + 'static,
+    cell: impl Fn(&PointResult, &MethodResult) -> String + 'static,
 ) -> Column {
     let widest = head.iter().map(|line| line.len()).fold(width, usize::max);
     Column { head, width: widest, cell: Box::new(cell) }
@@ -160,7 +160,7 @@ fn percent(fraction: f64) -> String {
     format!("{} %", (1000.0 * fraction).round() / 10.0)
 }
 
-fn value(row: &Row, quantity: Quantity) -> String {
+fn value(row: &MethodResult, quantity: Quantity) -> String {
     let measured = &row.quantities[&quantity];
     let scaled = |x: f64| format!("{:.2}", scale(quantity) * x);
     let deviation = measured.estimate.standard_deviation.map(|s| format!(" ± {}", scaled(s)));

@@ -13,7 +13,7 @@ use crate::cli::{Bar, CliError, Precision, with_precision};
 use crate::evaluate::zero_shot::harness::{self, Run};
 use crate::evaluate::zero_shot::metrics::Metric;
 use crate::evaluate::zero_shot::tasks::{Task, TaskData};
-use crate::evaluate::zero_shot::{Outcome, ZeroShotError, average, evaluate};
+use crate::evaluate::zero_shot::{TaskOutcome, ZeroShotError, average, evaluate};
 use crate::linalg::Scalar;
 use crate::model::Checkpoint;
 use crate::model::tokenizer::Tokenizer;
@@ -99,7 +99,7 @@ fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
 }
 
 /// Accuracies in percent, and the paper's averages where their tasks are all there.
-fn table(outcomes: &[Outcome], pruning: &ActivationPruning) -> String {
+fn table(outcomes: &[TaskOutcome], pruning: &ActivationPruning) -> String {
     let percent = |value: f64| format!("{:.2}", 100.0 * value);
     let cells = |metric: Option<Metric>| match metric {
         Some(metric) => (percent(metric.mean), metric.standard_error.map_or("-".into(), percent)),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::Outcome;
+use super::TaskOutcome;
 use super::metrics::Metric;
 use super::tasks::Task;
 
@@ -29,10 +29,10 @@ pub struct Run<'a> {
 }
 
 /// The report: an object per kind of fact, in it an entry per task, sorted by name.
-pub fn report(outcomes: &[Outcome], run: &Run) -> Value {
-    let mut sorted: Vec<&Outcome> = outcomes.iter().collect();
+pub fn report(outcomes: &[TaskOutcome], run: &Run) -> Value {
+    let mut sorted: Vec<&TaskOutcome> = outcomes.iter().collect();
     sorted.sort_by_key(|outcome| outcome.task.name());
-    let per_task = |value: &dyn Fn(&Outcome) -> Value| -> Value {
+    let per_task = |value: &dyn Fn(&TaskOutcome) -> Value| -> Value {
         sorted.iter().map(|outcome| (outcome.task.name().to_string(), value(outcome))).collect()
     };
     let args = format!(
@@ -72,7 +72,7 @@ fn metrics(task: Task) -> impl Iterator<Item = &'static str> {
     ["acc"].into_iter().chain(task.has_acc_norm().then_some("acc_norm"))
 }
 
-fn results(outcome: &Outcome) -> Value {
+fn results(outcome: &TaskOutcome) -> Value {
     let mut entry = Map::new();
     entry.insert("alias".into(), outcome.task.name().into());
     let mut put = |name: &str, metric: Metric| {

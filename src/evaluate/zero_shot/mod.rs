@@ -31,7 +31,7 @@ use tasks::{Task, TaskData};
 
 /// A task after evaluation.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct TaskOutcome {
     /// The task.
     pub task: Task,
     /// Its file.
@@ -60,14 +60,14 @@ impl Accuracy {
     }
 }
 
-impl Outcome {
+impl TaskOutcome {
     fn new(data: &TaskData, documents: Vec<Scored>) -> Self {
         let acc = Metric::accuracy(documents.iter().map(|d| d.prediction == d.gold));
         let acc_norm = data
             .task
             .has_acc_norm()
             .then(|| Metric::accuracy(documents.iter().map(|d| d.prediction_norm == Some(d.gold))));
-        Outcome {
+        TaskOutcome {
             task: data.task,
             path: data.path.clone(),
             original: data.original,
@@ -119,7 +119,7 @@ pub fn evaluate<T: Scalar, B: Backend<T>>(
     activations: Activations,
     backend: &B,
     observer: &dyn Observer,
-) -> Result<Vec<Outcome>, ZeroShotError> {
+) -> Result<Vec<TaskOutcome>, ZeroShotError> {
     let requests = encode(tasks, tokenizer, &checkpoint.config)?;
     let mut likelihoods =
         log_likelihoods::<T, B>(checkpoint, &requests, activations, backend, observer)?.into_iter();
@@ -133,7 +133,7 @@ pub fn evaluate<T: Scalar, B: Backend<T>>(
             }
             scored.push(Scored::new(data.task, document, likelihoods));
         }
-        outcomes.push(Outcome::new(data, scored));
+        outcomes.push(TaskOutcome::new(data, scored));
     }
     Ok(outcomes)
 }
