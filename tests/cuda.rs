@@ -16,7 +16,7 @@ use duogpt::cuda::Cuda;
 use duogpt::cuda::activation::activation;
 use duogpt::cuda::device::Buffer;
 use duogpt::cuda::mask::mask;
-use duogpt::cuda::score::Columns;
+use duogpt::cuda::score::BlockColumns;
 use duogpt::cuda::statistics::{CAPACITY, Inputs, Statistics as DeviceStatistics};
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::{PruneConfig, Threshold};
@@ -125,7 +125,7 @@ fn mask_at_all_sizes() {
 #[test]
 fn mask_of_many_rows() {
     let device = Emulator::new(9);
-    let block = Columns { n: 700, k: 8, first: 0, width: 8 }; // more than two rows for each thread of the scan
+    let block = BlockColumns { n: 700, k: 8, first: 0, width: 8 }; // more than two rows for each thread of the scan
     let scores = integers(1, 700, 8);
     let s = Buffer::from_host(&device, &flat(&scores)).unwrap();
     let out = Buffer::<u8, _>::new(&device, 5600).unwrap();

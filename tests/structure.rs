@@ -208,6 +208,25 @@ fn no_files_import_each_other_in_a_circle() {
     assert!(circles.is_empty(), "circles of imports:\n{}", circles.join("\n"));
 }
 
+/// `cuda` repeats the reference's names on purpose: there a name says which step runs on the device.
+#[test]
+fn a_public_type_has_a_name_of_its_own() {
+    let mut places: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (module, source) in modules().iter().filter(|(module, _)| !is_in(module, "cuda")) {
+        for keyword in ["struct", "enum", "trait", "type"] {
+            let declared = format!("\npub {keyword} ");
+            for rest in source.split(declared.as_str()).skip(1) {
+                let name =
+                    rest.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap_or_default();
+                places.entry(name.to_string()).or_default().insert(module.clone());
+            }
+        }
+    }
+    assert!(places["PruneConfig"].contains("reference::config"));
+    let shared: Vec<_> = places.iter().filter(|(_, modules)| modules.len() > 1).collect();
+    assert!(shared.is_empty(), "one name, several meanings: {shared:?}");
+}
+
 #[test]
 fn kinds_of_paths_are_understood() {
     let mut found = Vec::new();

@@ -6,20 +6,20 @@ use super::launch::{THREADS, launch, number};
 use crate::device_error::DeviceError;
 
 /// Numbers that the activation kernels take.
-pub trait Activation: Plain {
+pub trait ActivationType: Plain {
     /// The suffix of their kernels.
     const SUFFIX: &'static str;
 }
 
-impl Activation for f32 {
+impl ActivationType for f32 {
     const SUFFIX: &'static str = "f32";
 }
 
-impl Activation for half::bf16 {
+impl ActivationType for half::bf16 {
     const SUFFIX: &'static str = "bf16";
 }
 
-impl Activation for half::f16 {
+impl ActivationType for half::f16 {
     const SUFFIX: &'static str = "f16";
 }
 
@@ -41,7 +41,7 @@ pub struct Kept<T, D: Device> {
 ///
 /// # Panics
 /// When the shape does not fit, or `sparsity` is outside \[0, 1).
-pub fn activation<T: Activation, D: Device>(
+pub fn activation<T: ActivationType, D: Device>(
     device: &D,
     x: &Buffer<T, D>,
     (tokens, k): (usize, usize),
@@ -72,7 +72,7 @@ pub fn activation<T: Activation, D: Device>(
 ///
 /// # Panics
 /// As [`activation`].
-pub fn activation_counting<T: Activation, D: Device>(
+pub fn activation_counting<T: ActivationType, D: Device>(
     device: &D,
     x: &Buffer<T, D>,
     (tokens, k): (usize, usize),

@@ -3,7 +3,7 @@
 use super::device::{Buffer, Device, Launch};
 use super::kernel_files::MASK;
 use super::launch::{THREADS, launch, number};
-use super::score::Columns;
+use super::score::BlockColumns;
 use crate::device_error::DeviceError;
 use crate::reference::Threshold;
 
@@ -16,7 +16,7 @@ use crate::reference::Threshold;
 /// When shapes do not fit.
 pub fn mask<D: Device>(
     device: &D,
-    block: Columns,
+    block: BlockColumns,
     s: &Buffer<f32, D>,
     threshold: Threshold,
     p: f64,
@@ -65,7 +65,7 @@ pub fn mask<D: Device>(
 /// As [`mask`].
 pub fn mask_counting<D: Device>(
     device: &D,
-    block: Columns,
+    block: BlockColumns,
     s: &Buffer<f32, D>,
     threshold: Threshold,
     p: f64,
@@ -80,7 +80,7 @@ pub fn mask_counting<D: Device>(
 }
 
 /// The rank of the highest score that goes; `None` when none does.
-fn rank(block: Columns, threshold: Threshold, p: f64) -> Option<u32> {
+fn rank(block: BlockColumns, threshold: Threshold, p: f64) -> Option<u32> {
     let index = (block.numel() as f64 * p).floor() as usize;
     match threshold {
         _ if block.numel() == 0 => None,
@@ -89,7 +89,7 @@ fn rank(block: Columns, threshold: Threshold, p: f64) -> Option<u32> {
     }
 }
 
-fn clear<D: Device>(device: &D, block: Columns, mask: &Buffer<u8, D>) -> Result<(), DeviceError> {
+fn clear<D: Device>(device: &D, block: BlockColumns, mask: &Buffer<u8, D>) -> Result<(), DeviceError> {
     let mut arguments = vec![block.of(device, mask)];
     arguments.extend(block.dimensions());
     launch(device, &MASK, "mask_clear", block.numel(), 1, arguments)

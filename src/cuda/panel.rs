@@ -5,7 +5,7 @@ use super::blas::{Rows, gemm};
 use super::device::{Argument, Buffer, Device};
 use super::kernel_files::PANEL;
 use super::launch::{launch, number};
-use super::score::Columns;
+use super::score::BlockColumns;
 use crate::device_error::DeviceError;
 use crate::reference::LazyUpdate;
 
@@ -44,7 +44,7 @@ pub struct Groups {
 
 /// Which version of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum PanelVersion {
     /// A thread per row.
     Any,
     /// A warp per row, where the block has at most 256 columns.
@@ -68,13 +68,13 @@ pub struct Panel<D: Device> {
 /// When shapes do not fit.
 pub fn panel<D: Device>(
     device: &D,
-    block: Columns,
+    block: BlockColumns,
     layer: &PanelLayer<D>,
     factors: &Factors<D>,
     groups: Option<Groups>,
-    version: Version,
+    version: PanelVersion,
 ) -> Result<Panel<D>, DeviceError> {
-    let Columns { n, k, first, width } = block;
+    let BlockColumns { n, k, first, width } = block;
     let (square, alpha) = square(factors, k);
     let panel = Panel { e: Buffer::new(device, n * width)?, before: Buffer::new(device, n * width)? };
     let diagonal = first * k + first;
@@ -95,10 +95,10 @@ pub fn panel<D: Device>(
         None => [Argument::U32(0); 3],
     });
     let (kernel, threads_each) = match (version, width) {
-        (Version::WarpPerRow, ..=32) => ("panel_32", 32),
-        (Version::WarpPerRow, ..=64) => ("panel_64", 32),
-        (Version::WarpPerRow, ..=128) => ("panel_128", 32),
-        (Version::WarpPerRow, ..=256) => ("panel_256", 32),
+        (PanelVersion::WarpPerRow, ..=32) => ("panel_32", 32),
+        (PanelVersion::WarpPerRow, ..=64) => ("panel_64", 32),
+        (PanelVersion::WarpPerRow, ..=128) => ("panel_128", 32),
+        (PanelVersion::WarpPerRow, ..=256) => ("panel_256", 32),
         _ => ("panel_any", 1),
     };
     launch(device, &PANEL, kernel, n, threads_each, arguments)?;
@@ -125,13 +125,13 @@ fn square<'a, D: Device>(factors: &Factors<'a, D>, k: usize) -> (&'a Buffer<f32,
 /// When shapes do not fit.
 pub fn lazy_update<D: Device>(
     device: &D,
-    block: Columns,
+    block: BlockColumns,
     layer: &PanelLayer<D>,
     panel: &Panel<D>,
     factors: &Factors<D>,
     which: LazyUpdate,
 ) -> Result<(), DeviceError> {
-    let Columns { n, k, first, width } = block;
+    let BlockColumns { n, k, first, width } = block;
     let end = first + width;
     let shape = (n, k - end, width);
     let right = |square| Rows::new(device, square, first * k + end, k);

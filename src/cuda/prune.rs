@@ -5,8 +5,8 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use super::device::{Buffer, Device};
 use super::factor::{self, Prepared, permute_columns, permute_mask};
 use super::mask::mask;
-use super::panel::{Factors, Groups, PanelLayer, Version, lazy_update, panel};
-use super::score::{Columns, score};
+use super::panel::{Factors, Groups, PanelLayer, PanelVersion, lazy_update, panel};
+use super::score::{BlockColumns, score};
 use super::statistics::Statistics;
 use crate::backend::{Backend, BackendError};
 use crate::device_error::DeviceError;
@@ -158,7 +158,7 @@ pub fn prune_on_device<D: Device>(
     };
 
     for first in (0..k).step_by(config.block_size) {
-        let block = Columns { n, k, first, width: config.block_size.min(k - first) };
+        let block = BlockColumns { n, k, first, width: config.block_size.min(k - first) };
         let groups = match config.weight_sparsity {
             Sparsity::Unstructured(p) => {
                 score(device, block, &w, &prepared.scale, &s)?;
@@ -169,7 +169,7 @@ pub fn prune_on_device<D: Device>(
             }
             Sparsity::NofM { n, m } => Some(Groups { n, m, forced }),
         };
-        let panel = panel(device, block, &layer, &factors, groups, Version::WarpPerRow)?;
+        let panel = panel(device, block, &layer, &factors, groups, PanelVersion::WarpPerRow)?;
         lazy_update(device, block, &layer, &panel, &factors, config.lazy_update)?;
     }
 

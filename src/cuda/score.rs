@@ -7,7 +7,7 @@ use crate::device_error::DeviceError;
 
 /// Columns `first .. first + width` of a row-major n x k matrix.
 #[derive(Clone, Copy, Debug)]
-pub struct Columns {
+pub struct BlockColumns {
     /// Rows.
     pub n: usize,
     /// Columns of the whole matrix.
@@ -18,7 +18,7 @@ pub struct Columns {
     pub width: usize,
 }
 
-impl Columns {
+impl BlockColumns {
     /// How many entries the block has.
     pub fn numel(self) -> usize {
         self.n * self.width
@@ -49,7 +49,7 @@ impl Columns {
 /// When shapes do not fit.
 pub fn score<D: Device>(
     device: &D,
-    block: Columns,
+    block: BlockColumns,
     w: &Buffer<f32, D>,
     scale: &Buffer<f32, D>,
     s: &Buffer<f32, D>,

@@ -1,7 +1,7 @@
 //! The activations of one token that count, as a list that stays on the device; see
 //! [`reference::spmspv::Selected`](crate::reference::spmspv::Selected).
 
-use super::activation::{Activation, threshold_index};
+use super::activation::{ActivationType, threshold_index};
 use super::device::{Argument, Buffer, Device, Launch};
 use super::kernel_files::SELECT;
 use super::launch::number;
@@ -10,7 +10,7 @@ use crate::generate::Keep;
 use crate::reference::spmspv;
 
 /// RMSNorm in front of the selection: x / sqrt(mean(x^2) + eps) g.
-pub struct Norm<'a, T, D: Device> {
+pub struct RmsNorm<'a, T, D: Device> {
     /// g (k).
     pub weight: &'a Buffer<T, D>,
     /// Added to the mean square.
@@ -29,7 +29,7 @@ pub struct Selected<T, D: Device> {
     pub count: Buffer<u32, D>,
 }
 
-impl<T: Activation, D: Device> Selected<T, D> {
+impl<T: ActivationType, D: Device> Selected<T, D> {
     /// Room for any selection of k activations, so far none.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl<T: Activation, D: Device> Selected<T, D> {
         &self,
         device: &D,
         x: &Buffer<T, D>,
-        norm: Option<Norm<T, D>>,
+        norm: Option<RmsNorm<T, D>>,
         keep: Keep,
     ) -> Result<(), DeviceError> {
         let k = self.columns.len();
@@ -83,7 +83,7 @@ impl<T: Activation, D: Device> Selected<T, D> {
             return Ok(());
         }
         let (weight, selected_from, eps) = match &norm {
-            Some(Norm { weight, eps }) => {
+            Some(RmsNorm { weight, eps }) => {
                 assert_eq!(weight.len(), k, "a norm of another length");
                 (weight.argument(device), self.normed.argument(device), *eps)
             }

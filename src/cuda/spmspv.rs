@@ -4,7 +4,7 @@
 //! output nothing waits for the host. Several matrices with one x (q, k and v; gate and up) are one product when their
 //! rows are stacked.
 
-use super::activation::Activation;
+use super::activation::ActivationType;
 use super::device::{Argument, Buffer, Device, Launch};
 use super::kernel_files::SPMSPV;
 use super::launch::{THREADS, number};
@@ -13,8 +13,8 @@ use crate::device_error::DeviceError;
 use crate::reference::spmspv::{self, Format, TILE, Value};
 
 /// Numbers that weights are stored in on a device.
-pub trait Element: Value + Activation {}
-impl<T: Value + Activation> Element for T {}
+pub trait Element: Value + ActivationType {}
+impl<T: Value + ActivationType> Element for T {}
 
 /// Blocks of a launch: four for each of an H200's 132 SMs, all at once. The same for every device, so that the order of a sum,
 /// and with it the bits of y, depend on the shape alone.
@@ -75,7 +75,7 @@ pub trait Weight<T: Element, D: Device>: Sized {
     ///
     /// # Panics
     /// When shapes do not fit.
-    fn product<X: Activation>(
+    fn product<X: ActivationType>(
         &self,
         device: &D,
         x: &Selected<X, D>,
@@ -111,7 +111,7 @@ fn run<D: Device>(
     device.launch(&Launch { file: &SPMSPV, kernel, grid, block: THREADS, arguments })
 }
 
-fn upload<T: Activation, D: Device>(device: &D, values: &[T]) -> Result<Buffer<T, D>, DeviceError> {
+fn upload<T: ActivationType, D: Device>(device: &D, values: &[T]) -> Result<Buffer<T, D>, DeviceError> {
     number(values.len());
     Buffer::from_host(device, values)
 }

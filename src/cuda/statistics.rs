@@ -15,7 +15,7 @@ use crate::reference;
 
 /// Which version of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum StatisticsVersion {
     /// Products in f32.
     Plain,
     /// Products on tensor cores, of half-width pieces.
@@ -38,7 +38,7 @@ pub struct Statistics<D: Device> {
     pub k: usize,
     /// Sequences seen.
     pub sequences: usize,
-    version: Version,
+    version: StatisticsVersion,
     capacity: usize,
     hessian: Sum<D>,
     residual: Option<(Sum<D>, Sum<D>)>,
@@ -176,7 +176,7 @@ impl<D: Device> Statistics<D> {
     /// # Errors
     /// [`DeviceError`].
     pub fn new(device: &D, k: usize, with_residual: bool) -> Result<Self, DeviceError> {
-        Self::of_version(device, k, with_residual, Version::TensorCores, CAPACITY)
+        Self::of_version(device, k, with_residual, StatisticsVersion::TensorCores, CAPACITY)
     }
 
     /// The same by a version of the kernels, and with another number of tokens that wait, a multiple of 32.
@@ -190,7 +190,7 @@ impl<D: Device> Statistics<D> {
         device: &D,
         k: usize,
         with_residual: bool,
-        version: Version,
+        version: StatisticsVersion,
         capacity: usize,
     ) -> Result<Self, DeviceError> {
         assert!(capacity > 0 && capacity.is_multiple_of(CHUNK), "a capacity of {capacity} tokens");
@@ -218,8 +218,8 @@ impl<D: Device> Statistics<D> {
     ) -> Result<(), DeviceError> {
         assert_eq!((dense.dim(), sparse.ncols()), (sparse.dim(), self.k), "inputs of another shape");
         match self.version {
-            Version::Plain => self.take_plainly(device, dense, sparse)?,
-            Version::TensorCores => {
+            StatisticsVersion::Plain => self.take_plainly(device, dense, sparse)?,
+            StatisticsVersion::TensorCores => {
                 let inputs = match &self.residual {
                     Some(_) => Inputs::of(&[dense, sparse]),
                     None => Inputs::of(&[sparse]),

@@ -6,12 +6,12 @@ pub mod spmspv;
 use std::fmt::Debug;
 
 use duogpt::backend::{Backend, BackendError, Cpu};
-use duogpt::cuda::activation::{Activation, activation, activation_counting};
+use duogpt::cuda::activation::{ActivationType, activation, activation_counting};
 use duogpt::cuda::device::{Buffer, Device};
 use duogpt::cuda::mask::{mask, mask_counting};
-use duogpt::cuda::panel::{Factors, Groups, Panel, PanelLayer, Version, panel};
-use duogpt::cuda::score::{Columns, score};
-use duogpt::cuda::statistics::{Inputs, Statistics as DeviceStatistics, Version as StatisticsVersion};
+use duogpt::cuda::panel::{Factors, Groups, Panel, PanelLayer, PanelVersion, panel};
+use duogpt::cuda::score::{BlockColumns, score};
+use duogpt::cuda::statistics::{Inputs, Statistics as DeviceStatistics, StatisticsVersion};
 use duogpt::linalg::Scalar;
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::score::{Coefficients, Correction};
@@ -63,7 +63,7 @@ pub fn flat<T: Clone>(a: &Array2<T>) -> Vec<T> {
 
 // Activation pruning: exact, in every type.
 
-pub fn activations_agree<T: Activation + PartialEq + Debug, D: Device>(
+pub fn activations_agree<T: ActivationType + PartialEq + Debug, D: Device>(
     device: &D,
     of: fn(f32) -> T,
     widen: fn(T) -> f32,
@@ -118,15 +118,15 @@ pub fn activations_f32<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
 // Scores and masks: exact.
 
 /// Shapes of a block, and where it lies.
-fn blocks(sizes: &[usize]) -> impl Iterator<Item = Columns> + '_ {
+fn blocks(sizes: &[usize]) -> impl Iterator<Item = BlockColumns> + '_ {
     sizes.iter().enumerate().flat_map(move |(i, &width)| {
-        [sizes[(i + 3) % sizes.len()], 2].map(|n| Columns { n, k: width + 5, first: 2, width })
+        [sizes[(i + 3) % sizes.len()], 2].map(|n| BlockColumns { n, k: width + 5, first: 2, width })
     })
 }
 
 pub fn scores_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
     for block in blocks(sizes) {
-        let Columns { n, k, first, width } = block;
+        let BlockColumns { n, k, first, width } = block;
         let (w, scale) = (random(1, n, k), random(2, 1, k));
         let upload = |a: &Array2<f32>| Buffer::from_host(device, &flat(a)).map_err(failed);
         let out = Buffer::from_host(device, &vec![7.0f32; n * k]).map_err(failed)?;
@@ -144,7 +144,7 @@ pub fn scores_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
 
 pub fn masks_agree<D: Device>(device: &D, sizes: &[usize]) -> Outcome {
     for block in blocks(sizes) {
-        let Columns { n, k, first, width } = block;
+        let BlockColumns { n, k, first, width } = block;
         for (draw, p) in [0.0, 0.29, 0.5, 0.9].into_iter().enumerate() {
             let tied = integers(draw as u64, n, k).mapv(|x| if x == 1.0 { -0.0 } else { x });
             for scores in [random(draw as u64, n, k), tied] {
@@ -254,9 +254,9 @@ pub fn panel_agrees<D: Device>(
     let start = if forced || groups.is_none() { expected.mask.clone() } else { Array2::default((n, width)) };
     let start_mask: Vec<u8> =
         wide(start.mapv(|m| if m { 1.0 } else { 0.0 }).view(), n).iter().map(|&x| x as u8).collect();
-    let block = Columns { n, k, first, width };
+    let block = BlockColumns { n, k, first, width };
     let mut left: Option<(Vec<u32>, Vec<u32>)> = None;
-    for version in [Version::Any, Version::WarpPerRow] {
+    for version in [PanelVersion::Any, PanelVersion::WarpPerRow] {
         let what = format!("panel, {version:?}, n = {n}, width = {width}, {sparsity}, forced = {forced}");
         let w = Buffer::from_host(device, &wide(w.view(), n)).map_err(failed)?;
         let mask = Buffer::from_host(device, &start_mask).map_err(failed)?;

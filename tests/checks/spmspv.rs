@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use duogpt::cuda::device::{Buffer, Device};
-use duogpt::cuda::select::{Norm, Selected};
+use duogpt::cuda::select::{RmsNorm, Selected};
 use duogpt::cuda::spmspv::{Bitmap, Dense, Element, Index, Scratch, Weight};
 use duogpt::generate::Keep;
 use duogpt::reference::spmspv::{self as reference, Format};
@@ -72,7 +72,7 @@ pub fn selections_agree<T: Element + PartialEq + Debug, D: Device>(device: &D, s
                 selected.select(device, &on_device, None, keep).map_err(failed)?;
                 selection_agrees(device, &what, &selected, &wide, keep)?;
 
-                let norm = Norm { weight: &g, eps: EPS };
+                let norm = RmsNorm { weight: &g, eps: EPS };
                 selected.select(device, &on_device, Some(norm), keep).map_err(failed)?;
                 let normed = selected.normed.to_host(device).map_err(failed)?;
                 selection_agrees(device, &format!("{what}, norm"), &selected, &widen(&normed), keep)?;

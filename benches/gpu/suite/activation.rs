@@ -1,6 +1,6 @@
 //! Activation pruning to 50 % of the tokens of one sequence, with the list of kept columns.
 
-use duogpt::cuda::activation::{Activation, activation};
+use duogpt::cuda::activation::{ActivationType, activation};
 use duogpt::cuda::device::Buffer;
 use duogpt::reference::activation::prune_activations;
 use half::bf16;
@@ -14,7 +14,7 @@ pub fn cases<D: Machine>(suite: &mut Suite<D>) {
     }
 }
 
-fn case<T: Activation, D: Machine>(
+fn case<T: ActivationType, D: Machine>(
     suite: &mut Suite<D>,
     name: &str,
     k: usize,

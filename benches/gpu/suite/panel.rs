@@ -1,8 +1,8 @@
 //! The column loop of every block of a layer, and the lazy updates behind them, each alone.
 
 use duogpt::cuda::device::Buffer;
-use duogpt::cuda::panel::{Factors, Panel, PanelLayer, Version, lazy_update, panel};
-use duogpt::cuda::score::Columns;
+use duogpt::cuda::panel::{Factors, Panel, PanelLayer, PanelVersion, lazy_update, panel};
+use duogpt::cuda::score::BlockColumns;
 use duogpt::linalg::{Scalar, gemm};
 use duogpt::reference::score::{Coefficients, Correction};
 use duogpt::reference::{LazyUpdate, Prepared, PruneConfig};
@@ -87,8 +87,8 @@ fn panels<D: Machine>(suite: &mut Suite<D>, shape: &Shape) {
             })
             .map_err(text)
     };
-    let run = |device: &D, input: &mut Input<D>| all(device, input, Version::WarpPerRow);
-    let thread_per_row = |device: &D, input: &mut Input<D>| all(device, input, Version::Any);
+    let run = |device: &D, input: &mut Input<D>| all(device, input, PanelVersion::WarpPerRow);
+    let thread_per_row = |device: &D, input: &mut Input<D>| all(device, input, PanelVersion::Any);
     let check = |device: &D| {
         let host = Host::new(0, n, k);
         let mut on_device = input(device, 0, n, k)?;
@@ -176,7 +176,7 @@ fn lazy_updates<D: Machine>(suite: &mut Suite<D>, shape: &Shape) {
         found.truncate(n.min(ROWS) * k);
         Ok(Checked::by_rule(&found, &by_reference::<f32>(n, k), &by_reference::<f64>(n, k)))
     };
-    let right = |block: Columns| (k - block.first - block.width) as u64;
+    let right = |block: BlockColumns| (k - block.first - block.width) as u64;
     // W right of each block read and written; two products with each column there for each of the block.
     let (bytes, operations) = blocks(n, k).fold((0, 0), |(bytes, operations), block| {
         let entries = n as u64 * right(block);

@@ -1,14 +1,19 @@
 //! The score of every block of a layer.
 
 use duogpt::cuda::device::Buffer;
-use duogpt::cuda::score::{Columns, score};
+use duogpt::cuda::score::{BlockColumns, score};
 use duogpt::reference;
 
 use super::{Case, Checked, Limit, Machine, Suite, Work, download, text, upload, values};
 
 /// The blocks of a layer, from the left.
-pub fn blocks(n: usize, k: usize) -> impl Iterator<Item = Columns> {
-    (0..k).step_by(super::BLOCK).map(move |first| Columns { n, k, first, width: super::BLOCK.min(k - first) })
+pub fn blocks(n: usize, k: usize) -> impl Iterator<Item = BlockColumns> {
+    (0..k).step_by(super::BLOCK).map(move |first| BlockColumns {
+        n,
+        k,
+        first,
+        width: super::BLOCK.min(k - first),
+    })
 }
 
 struct Input<D: Machine> {

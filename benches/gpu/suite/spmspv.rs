@@ -5,7 +5,7 @@ use std::cell::{LazyCell, RefCell};
 use std::rc::Rc;
 
 use duogpt::cuda::device::Buffer;
-use duogpt::cuda::select::{Norm, Selected};
+use duogpt::cuda::select::{RmsNorm, Selected};
 use duogpt::cuda::spmspv::{Bitmap, Dense, Index, Scratch, Weight};
 use duogpt::generate::Keep;
 use duogpt::reference::spmspv::{self as reference, Format};
@@ -84,7 +84,7 @@ fn selection<D: Machine>(suite: &mut Suite<D>, name: &str, k: usize) {
         Ok(Input { x: upload(seed)?, g: upload(seed + 1000)?, selected })
     };
     let run = |device: &D, Input { x, g, selected }: &mut Input<D>| {
-        selected.select(device, x, Some(Norm { weight: g, eps: 1e-5 }), keep).map_err(text)
+        selected.select(device, x, Some(RmsNorm { weight: g, eps: 1e-5 }), keep).map_err(text)
     };
     let check = |device: &D| {
         let mut input = input(device, 0)?;
@@ -283,7 +283,7 @@ fn token<W: Weight<bf16, D>, D: Machine>(suite: &mut Suite<D>, weight_sparsity: 
     };
     let run = |device: &D, linears: &mut Vec<Linear<W, D>>| {
         each(linears, &|linear| {
-            let norm = linear.g.as_ref().map(|weight| Norm { weight, eps: 1e-5 });
+            let norm = linear.g.as_ref().map(|weight| RmsNorm { weight, eps: 1e-5 });
             let Operands { selected, all_bf16, .. } = &linear.operands;
             selected.select(device, all_bf16, norm, keep).map_err(text)?;
             linear.operands.product(device, &linear.weight)
