@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use approx::abs_diff_eq;
 use common::{content, duogpt, eval_perplexity, fixture, read_json};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::PruneJob;
@@ -95,7 +96,7 @@ fn perplexity_is_that_of_the_logits_of_transformers() {
         let expected = sum / (tokens.len() - tokens.nrows()) as f64;
         let found = eval_perplexity(&place.model, &path, "2", &[])["mean_nll"].as_f64().unwrap();
         // Each logit is off by at most 1e-4, and so is the logarithm of the sum.
-        assert!((found - expected).abs() <= 2e-4, "{model}: {found} for {expected}");
+        assert!(abs_diff_eq!(found, expected, epsilon = 2e-4), "{model}: {found} for {expected}");
     }
 }
 
@@ -250,7 +251,8 @@ fn biases_are_not_in_the_relative_output_error() {
                 f64::sqrt(error / norm),
             );
             // Sums of some thousand products each, one of them of differences.
-            assert!((found / expected - 1.0).abs() <= 1e-11, "{model}, {linear}: {found} for {expected}");
+            let close = abs_diff_eq!(found / expected, 1.0, epsilon = 1e-11);
+            assert!(close, "{model}, {linear}: {found} for {expected}");
         }
     }
 }

@@ -8,6 +8,7 @@ mod suite;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
+use approx::abs_diff_eq;
 use criterion::Criterion;
 use emulator::Emulator;
 use suite::{Case, Checked, Clock, Limit, Pace, Peer, Rates, Shape, Suite, Timing, Work};
@@ -115,7 +116,7 @@ fn a_line_says_what_was_measured() {
     let mut timed = suite().against(Peer::from([("idle/any".into(), 0.005), ("other/any".into(), 1.0)]));
     idle(&mut timed, 1e-7);
     let [line] = &timed.lines[..] else { panic!("{:?}", timed.failed) };
-    let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
+    let near = |a: f64, b: f64| abs_diff_eq!(a / b, 1.0, epsilon = 1e-9);
     assert!(
         near(line.timing.seconds, 1e-3) && line.timing.spread < 1e-9 && line.again.abs() < 1e-9,
         "{line:?}"

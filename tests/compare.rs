@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use approx::{abs_diff_ne, assert_abs_diff_eq};
 use common::{eval_perplexity, fixture, read_json};
 use duogpt::model::{Checkpoint, Jitter};
 use serde_json::{Value, json};
@@ -227,13 +228,13 @@ fn the_jitter_moves_every_linear_a_little_and_nothing_else() {
             // Uniform in [-1, 1): mean 0 and variance 1/3, whose estimates have variances 1/(3 n) and 4/(45 n).
             let (n, mean) = (u.len() as f64, u.mean().unwrap());
             let variance = u.mapv(|u| u * u).mean().unwrap();
-            assert!(mean.abs() < 6.0 / (3.0 * n).sqrt(), "{mean}");
-            assert!((variance - 1.0 / 3.0).abs() < 6.0 * (4.0 / (45.0 * n)).sqrt(), "{variance}");
+            assert_abs_diff_eq!(mean, 0.0, epsilon = 6.0 / (3.0 * n).sqrt());
+            assert_abs_diff_eq!(variance, 1.0 / 3.0, epsilon = 6.0 * (4.0 / (45.0 * n)).sqrt());
             assert_eq!(v, jittered.linear::<f64>(layer, linear).unwrap(), "read again it is another");
             seen.push(u[[0, 0]]);
         }
     }
-    let distinct = |i: usize| seen[..i].iter().all(|other| (other - seen[i]).abs() > 1e-9);
+    let distinct = |i: usize| seen[..i].iter().all(|&other| abs_diff_ne!(other, seen[i], epsilon = 1e-9));
     assert!((0..seen.len()).all(distinct), "two linears have the same stream");
     assert_eq!(dense.embedding::<f64>().unwrap(), jittered.embedding::<f64>().unwrap());
 }
@@ -432,7 +433,7 @@ fn tasks_are_measured_as_eval_zero_shot_measures_them() {
         sum += headline.as_f64().unwrap();
     }
     let average = rows(&five)[0]["quantities"]["five_tasks"]["mean"].as_f64().unwrap();
-    assert!((average - sum / 5.0).abs() < 1e-15);
+    assert_abs_diff_eq!(average, sum / 5.0, epsilon = 1e-15);
     assert_eq!(rows(&five)[0]["quantities"]["five_tasks"]["gap_to_dense"], 0.0);
 }
 

@@ -5,6 +5,7 @@ mod common;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use common::{duogpt, fixture};
 use duogpt::tensors::FloatType;
 use duogpt::tensors::{Dtype, TensorFile, TensorWriter};
@@ -84,7 +85,7 @@ fn a_familiar_mistake_is_recognised_at_its_stage() {
     assert_eq!(found("stats.dxxt", &|bytes| each_f64(bytes, |_, x| -x)), Some(Pattern::Negated));
     let doubled = found("stats.hessian", &|bytes| each_f64(bytes, |_, x| 2.0 * x));
     assert!(
-        matches!(doubled, Some(Pattern::Scaled { factor }) if (factor - 2.0).abs() < 1e-12),
+        matches!(doubled, Some(Pattern::Scaled { factor }) if abs_diff_eq!(factor, 2.0, epsilon = 1e-12)),
         "{doubled:?}"
     );
     let one_row = |bytes: &mut [u8]| each_f64(bytes, |i, x| if i / 64 == 3 { -x } else { x });
@@ -235,7 +236,7 @@ fn error_measures_are_their_definitions() {
     assert_eq!((outcome.over_budget, first.row, first.column), (1, 1, 0));
     let relative = outcome.worst_relative.unwrap();
     assert_eq!((relative.row, relative.column, relative.relative()), (0, 0, 0.5));
-    assert!((outcome.relative_l2 - (1.5f64 / 21.0).sqrt()).abs() < 1e-15);
+    assert_abs_diff_eq!(outcome.relative_l2, (1.5f64 / 21.0).sqrt(), epsilon = 1e-15);
     // A smaller budget: the first in processing order is another one than in reading order.
     let reversed = [1, 0];
     let outcome = compare(found.view(), expected.view(), FloatType::F64, 0.1, Processing::Columns(&reversed));

@@ -7,6 +7,7 @@ mod emulator_checks;
 #[path = "emulator/faults.rs"]
 mod faults;
 
+use approx::abs_diff_eq;
 use checks::spmspv::{
     empty_products_agree, product_cases, products_agree, selections_agree, selections_of_what_is_no_number,
 };
@@ -191,7 +192,8 @@ fn the_error_of_sums_does_not_grow_and_stays_below_that_of_an_sgemm() {
             let slabs = tokens.min(CAPACITY).div_ceil(if inputs == Inputs::F32 { 16 } else { 32 });
             let bound = (22.0 + slabs as f64 / 2.0 + 1.0) * 2f64.powi(-23);
             for ((place, found), exact) in found.indexed_iter().zip(&exact) {
-                assert!((f64::from(*found) - exact).abs() <= bound * exact, "{place:?}: {found} for {exact}");
+                let close = abs_diff_eq!(f64::from(*found), *exact, epsilon = bound * exact);
+                assert!(close, "{place:?}: {found} for {exact}");
             }
             let here = error(&found, &exact);
             println!("{inputs:?}, {tokens} tokens: error {here:.2e}, of an SGEMM {sgemm:.2e}");

@@ -6,6 +6,7 @@
 //! sums of m products that make H, three passes of k over its factor, and the amplification of both by the inverse. What only
 //! rearranges the same numbers is allowed the rounding of its sums.
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use duogpt::linalg::{gram, matmul};
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry, gptaq};
@@ -159,7 +160,7 @@ proptest! {
             // Both forms use the same H^-1: two nested sums over k, one over m, some ten operations more, twice.
             let tolerance = 2.0 * (2 * problem.k + problem.m + 10) as f64 * U * scale;
             let (found, expected) = (row.loss(p), row.loss_with_completed_square(p));
-            prop_assert!((found - expected).abs() <= tolerance, "{found} {expected} {tolerance}");
+            prop_assert!(abs_diff_eq!(found, expected, epsilon = tolerance), "{found} {expected} {tolerance}");
         }
     }
 
@@ -175,7 +176,8 @@ proptest! {
 
             let tolerance = problem.behind_the_factor() * scale;
             let loss = row.loss_of(dw.view());
-            prop_assert!((row.loss(p) - loss).abs() <= tolerance, "{} {loss} {tolerance}", row.loss(p));
+            let found = row.loss(p);
+            prop_assert!(abs_diff_eq!(found, loss, epsilon = tolerance), "{found} {loss} {tolerance}");
 
             // The gradient is zero in every column but p ...
             let hessian = layer.statistics().hessian;
@@ -205,7 +207,7 @@ proptest! {
             let tolerance = problem.behind_the_factor() * scale;
             let gain = row.loss_of(row.sparsegpt_step(p).view()) - row.loss_of(row.duogpt_step(p).view());
             let promised = row.theorem_1(p);
-            prop_assert!((gain - promised).abs() <= tolerance, "{gain} {promised} {tolerance}");
+            prop_assert!(abs_diff_eq!(gain, promised, epsilon = tolerance), "{gain} {promised} {tolerance}");
             prop_assert!(promised >= -tolerance && gain >= -tolerance);
         }
     }
@@ -221,7 +223,7 @@ proptest! {
                 // Every term with r is an exact zero.
                 let obc = w[p] * w[p] / h_inv[(p, p)];
                 let tolerance = problem.behind_the_factor() * obc;
-                prop_assert!((row.loss(p) - obc).abs() <= tolerance);
+                prop_assert!(abs_diff_eq!(row.loss(p), obc, epsilon = tolerance));
                 prop_assert_eq!(row.duogpt_step(p), row.sparsegpt_step(p));
                 prop_assert_eq!(row.theorem_1(p), 0.0);
             }
@@ -273,10 +275,11 @@ proptest! {
             let tolerance = (count + 1) as f64 * problem.behind_the_factor() * moved;
             for p in 0..problem.k {
                 let (found, expected) = (weight[(i, p)], best[(i, p)]);
-                prop_assert!((found - expected).abs() <= tolerance, "{found} {expected} {tolerance}");
+                prop_assert!(abs_diff_eq!(found, expected, epsilon = tolerance), "{found} {expected} {tolerance}");
             }
             let tolerance = tolerance * moved;
-            prop_assert!((loss[i] - error[i]).abs() <= tolerance, "{} {} {tolerance}", loss[i], error[i]);
+            let (loss, error) = (loss[i], error[i]);
+            prop_assert!(abs_diff_eq!(loss, error, epsilon = tolerance), "{loss} {error} {tolerance}");
         }
     }
 
@@ -295,14 +298,16 @@ proptest! {
         for p in 0..problem.k {
             for j in 0..problem.k {
                 let (found, expected) = (closed.d[(p, j)], explicit.d[(p, j)]);
-                prop_assert!((found - expected).abs() <= relative * length(p) * inverse, "D {p} {j}");
+                prop_assert!(abs_diff_eq!(found, expected, epsilon = relative * length(p) * inverse), "D {p} {j}");
                 prop_assert!(j > p || (found == 0.0 && expected == 0.0), "D {p} {j} is not strictly upper");
             }
             let (found, expected) = (closed.coefficients.b[p], explicit.coefficients.b[p]);
-            prop_assert!((found - expected).abs() <= relative * length(p).powi(2) * inverse, "b {p}: {found} {expected}");
+            let tolerance = relative * length(p).powi(2) * inverse;
+            prop_assert!(abs_diff_eq!(found, expected, epsilon = tolerance), "b {p}: {found} {expected}");
             // c is a column of H^-1 over its diagonal entry, which is at least 1 / ||H|| = 1.
             let (found, expected) = (closed.coefficients.c[p], explicit.coefficients.c[p]);
-            prop_assert!((found - expected).abs() <= relative * length(p) * inverse, "c {p}: {found} {expected}");
+            let tolerance = relative * length(p) * inverse;
+            prop_assert!(abs_diff_eq!(found, expected, epsilon = tolerance), "c {p}: {found} {expected}");
         }
     }
 
@@ -328,7 +333,8 @@ proptest! {
                 + sparse.mapv(f64::abs).dot(&layer.weight.row(i).mapv(f64::abs)).iter().map(|e| e * e).sum::<f64>();
             // Sums over m + k tokens and twice over k columns, on both sides.
             let tolerance = 2.0 * (problem.m + 4 * problem.k + 10) as f64 * U * scale;
-            prop_assert!((error[i] - direct).abs() <= tolerance, "{} {direct} {tolerance}", error[i]);
+            let found = error[i];
+            prop_assert!(abs_diff_eq!(found, direct, epsilon = tolerance), "{found} {direct} {tolerance}");
         }
     }
 
@@ -468,8 +474,8 @@ fn a_residual_gathered_by_rows_is_that_of_the_statistics() {
     assert_eq!((found.sequences, expected.sequences), (3, 3));
     // Sums of at most 3 * 8 * 5 * 5 products of numbers below 1, on both sides.
     let tolerance = 2.0 * 600.0 * 600.0 * U;
-    assert!((&found.products - &expected.products).iter().all(|d| d.abs() <= tolerance));
-    assert!((&found.norms - &expected.norms).iter().all(|d| d.abs() <= tolerance));
+    assert_abs_diff_eq!(found.products, expected.products, epsilon = tolerance);
+    assert_abs_diff_eq!(found.norms, expected.norms, epsilon = tolerance);
     assert!(expected.norms.iter().all(|&norm| norm > 0.1));
 }
 

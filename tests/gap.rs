@@ -4,6 +4,7 @@ mod common;
 
 use std::path::Path;
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use common::{duogpt, fixture, read_json};
 use duogpt::calibrate::gap::GapMeter;
 use duogpt::linalg::Scalar;
@@ -82,9 +83,9 @@ fn the_errors_are_those_measured_on_the_inputs() {
             };
             let (error, best) = (sum(weight.view()), sum(best.unwrap().view()));
             // The condition of H + lambda I is below 1e5 here.
-            assert!((found.error - error).abs() <= 1e-10 * error, "{} {error}", found.error);
-            assert!((found.best_error.unwrap() - best).abs() <= 1e-10 * error, "{found:?} {best}");
-            assert!((found.gap.unwrap() - error / best).abs() <= 1e-9 * error / best, "{found:?}");
+            assert_abs_diff_eq!(found.error, error, epsilon = 1e-10 * error);
+            assert_abs_diff_eq!(found.best_error.unwrap(), best, epsilon = 1e-10 * error);
+            assert_abs_diff_eq!(found.gap.unwrap(), error / best, epsilon = 1e-9 * error / best);
             assert!(found.gap.unwrap() > 1.0 && found.rows == weight.nrows());
             assert_eq!(found.damping, damping);
         }
@@ -102,7 +103,7 @@ fn the_optimum_has_no_gap_and_nothing_else_has_less() {
         let masks: Vec<_> = problem.weights.iter().map(|weight| halved(weight).1).collect();
         let optima: Vec<_> = problem.weights.iter().zip(&masks).map(|(w, m)| best(w, m)).collect();
         for found in problem.meter::<T>(99).measure(0.05, optima.iter().zip(&masks)).unwrap() {
-            assert!((found.gap.unwrap() - 1.0).abs() <= rounding, "{found:?}");
+            assert_abs_diff_eq!(found.gap.unwrap(), 1.0, epsilon = rounding);
         }
         let moved: Vec<_> = optima.iter().map(|w| w.mapv(|w| w * T::of(1.05))).collect();
         for found in problem.meter::<T>(99).measure(0.05, moved.iter().zip(&masks)).unwrap() {
@@ -145,7 +146,9 @@ fn a_sample_is_some_of_the_rows_and_always_the_same() {
     let rows: Vec<f64> = (0..7).map(|row| problem.error(0, row, pruned[0].0.view(), 0.01)).collect();
     let missing = all[0].error - some[0].error;
     let pairs = (0..7).flat_map(|a| (0..a).map(move |b| (a, b)));
-    let found = pairs.filter(|&(a, b)| (rows[a] + rows[b] - missing).abs() <= 1e-10 * all[0].error).count();
+    let close =
+        |&(a, b): &(usize, usize)| abs_diff_eq!(rows[a] + rows[b], missing, epsilon = 1e-10 * all[0].error);
+    let found = pairs.filter(close).count();
     assert_eq!(found, 1);
 }
 

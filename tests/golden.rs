@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use approx::assert_abs_diff_eq;
 use backends::on_every_backend;
 use duogpt::cuda::Cuda;
 use duogpt::linalg::Scalar;
@@ -339,7 +340,7 @@ fn budget(stage: &Stage) -> f64 {
 fn f32_budgets() -> Result<(), Failed> {
     let u = f64::from(f32::EPSILON) / 2.0;
     let in_u = |report: &FileReport, name: &str| budget(stage(report, name)) / u;
-    let near = |x: f64, expected: f64| assert!((x / expected - 1.0).abs() < 1e-12, "{x} for {expected}");
+    let near = |x: f64, expected: f64| assert_abs_diff_eq!(x / expected, 1.0, epsilon = 1e-12);
 
     let (_directory, path) = by_hand(&[0, 1], &[1.0, 0.0]);
     let report = verify_file::<f32>(&path)?;

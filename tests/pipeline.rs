@@ -2,6 +2,7 @@
 
 mod common;
 
+use approx::abs_diff_eq;
 use common::{duogpt, fixture, read_json};
 use duogpt::tensors::TensorFile;
 use serde_json::Value;
@@ -50,7 +51,7 @@ fn repeats(run: &str) {
         for (index, &g) in golden.indexed_iter() {
             let f = found[index];
             assert_eq!(g == 0.0, f == 0.0, "{run}: {name} {index:?}: mask");
-            assert!((g - f).abs() <= 1e-9 * largest, "{run}: {name} {index:?}: {f:e} for {g:e}");
+            assert!(abs_diff_eq!(f, g, epsilon = 1e-9 * largest), "{run}: {name} {index:?}: {f:e} for {g:e}");
             assert!(f != 0.0 || f.is_sign_positive(), "{run}: {name} {index:?}: a pruned weight is +0");
         }
     }
@@ -74,7 +75,7 @@ fn repeats(run: &str) {
         ]);
         let found: Value = serde_json::from_slice(&outcome.stdout).unwrap();
         let (found, golden) = (found["perplexity"].as_f64().unwrap(), published[key].as_f64().unwrap());
-        assert!((found / golden - 1.0).abs() <= 1e-9, "{run}: {key} {found} for {golden}");
+        assert!(abs_diff_eq!(found / golden, 1.0, epsilon = 1e-9), "{run}: {key} {found} for {golden}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What must hold for every input: proptest draws a seed, a shape and a condition number, and the matrices are built
 //! from those.
 
+use approx::abs_diff_eq;
 use duogpt::reference::activation::{prune_activations, prune_token};
 use duogpt::reference::baseline::sparsegpt::sparsegpt;
 use duogpt::reference::factor::{FactorError, damp, dead_channels, factor, revive_dead_channels};
@@ -93,7 +94,7 @@ fn configs() -> impl Strategy<Value = PruneConfig> {
 /// triple products of it stay under 1e-9.
 fn close(a: &Array2<f64>, b: &Array2<f64>) -> bool {
     let scale = b.iter().fold(1.0f64, |m, x| m.max(x.abs()));
-    a.dim() == b.dim() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-9 * scale)
+    abs_diff_eq!(a, b, epsilon = 1e-9 * scale)
 }
 
 fn max_abs(a: &Array2<f64>) -> f64 {
@@ -272,12 +273,12 @@ proptest! {
         let dxdxt = mean(&|(dense, sparse)| (dense - sparse).t().dot(&(dense - sparse)));
         let terms = (layer.inputs.len() * (layer.inputs[0].0.nrows() + 4)) as f64;
         let residual = statistics.residual.unwrap();
-        prop_assert!(max_abs(&(&statistics.hessian - &hessian)) <= terms * EPS * max_abs(&hessian));
+        prop_assert!(abs_diff_eq!(statistics.hessian, hessian, epsilon = terms * EPS * max_abs(&hessian)));
         // A product's error is bounded by the norms of its factors, not by the product.
         let bound = (max_abs(&hessian) * max_abs(&dxdxt)).sqrt();
-        prop_assert!(max_abs(&(&residual.dxxt - &dxxt)) <= terms * EPS * bound);
-        let diagonal = (&residual.square_norms - &dxdxt.diag()).mapv(f64::abs).fold(0.0, |m: f64, &x| m.max(x));
-        prop_assert!(diagonal <= terms * EPS * max_abs(&dxdxt));
+        prop_assert!(abs_diff_eq!(residual.dxxt, dxxt, epsilon = terms * EPS * bound));
+        let bound = terms * EPS * max_abs(&dxdxt);
+        prop_assert!(abs_diff_eq!(residual.square_norms, dxdxt.diag(), epsilon = bound));
     }
 }
 

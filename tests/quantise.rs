@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use common::{duogpt, eval_perplexity, fixture, read_json};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::streams::{Activations, Stream};
@@ -156,9 +157,7 @@ fn sixteen_bits_change_nothing_but_what_leaves_the_range_of_its_grid() {
     // of 1e-5 / 32767.
     let own = nano(&["--bits", "16", "--group-size", "1"]);
     for tensor in open("nano-llama").linear_tensors() {
-        for (plain, own) in weight(&plain, &tensor).iter().zip(&weight(&own, &tensor)) {
-            assert!((plain - own).abs() <= 1e-8, "{tensor}: {plain} {own}");
-        }
+        assert_abs_diff_eq!(weight(&own, &tensor), weight(&plain, &tensor), epsilon = 1e-8);
     }
     // A grid for the row, found before the loop moves weights out of its range: those are cut off. Rows without them are
     // as they were, unless the others' scores have moved the common threshold.
@@ -209,7 +208,7 @@ fn a_real_model_loses_more_with_fewer_bits() {
     let (both, _) = tiny(&["--method", "duogpt", "--bits", "4", "--group-size", "128"]);
     let (wanda, _) = tiny(&["--method", "wanda"]);
     // 1 % is what another, equally good model may differ by.
-    assert!((eight / dense - 1.0).abs() <= 0.01, "{eight} {dense}");
+    assert_abs_diff_eq!(eight / dense, 1.0, epsilon = 0.01);
     assert!(dense < four && four < 1.03 * dense && two > 1.1 * four, "{dense} {four} {two}");
     // Four bits cost less on top of half the weights than the choice of method does.
     assert!(both < 1.03 * pruned && both < wanda, "{pruned} {both} {wanda}");
@@ -246,7 +245,8 @@ fn weights_that_bf16_moves_off_their_grid_are_counted() {
         let off = points.iter().zip(&stored).filter(|(a, b)| a != b).count();
         assert_eq!(found["moved"], off, "{tensor}");
         let reported = found["farthest"].as_f64().unwrap();
-        assert!(off > 0 && (reported / farthest - 1.0).abs() <= 1e-4, "{tensor}: {reported} {farthest}");
+        let close = abs_diff_eq!(reported / farthest, 1.0, epsilon = 1e-4);
+        assert!(off > 0 && close, "{tensor}: {reported} {farthest}");
     }
     assert!(report["totals"]["grid_rounding"]["moved"].as_u64().unwrap() > moved);
 }

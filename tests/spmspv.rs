@@ -1,5 +1,6 @@
 //! Storage formats of y = W (x * mask): conversions are exact for every bit pattern, and products follow the definition.
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, arr2};
 use proptest::prelude::*;
@@ -253,7 +254,7 @@ fn fast_products_agree_with_each_other_and_with_the_definition() {
             dense.multiply(&selected, &mut first);
             for (i, &y) in first.iter().enumerate() {
                 prop_assert!(
-                    (f64::from(y) - expected[i]).abs() <= bound[i],
+                    abs_diff_eq!(f64::from(y), expected[i], epsilon = bound[i]),
                     "row {}: {} for {}",
                     i,
                     y,
@@ -290,8 +291,8 @@ fn fast_products_do_not_depend_on_the_number_of_threads() {
     };
     assert_eq!(on(1), on(3));
     let definition = bitmap.product(&x);
-    let of_one: Vec<f64> = on(1).into_iter().map(|y| f32::from_bits(y).into()).collect();
-    assert!(definition.iter().zip(of_one).all(|(a, b)| (a - b).abs() < 33.0 * f64::from(f32::EPSILON) * 4.2));
+    let of_one: Array1<f64> = on(1).into_iter().map(|y| f32::from_bits(y).into()).collect();
+    assert_abs_diff_eq!(of_one, definition, epsilon = 33.0 * f64::from(f32::EPSILON) * 4.2);
 }
 
 /// The bytes that a product reads are those of the columns it needs.

@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use approx::{assert_abs_diff_eq, assert_abs_diff_ne};
 use common::{duogpt, fixture, read_json};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::streams::{Activations, Stream, Thresholds};
@@ -107,7 +108,7 @@ fn the_greedy_allocation_meets_the_target_and_is_never_worse_than_the_uniform_on
             let weights: f64 = greedy.projections.iter().map(size).sum();
             let met: f64 = greedy.projections.iter().map(|p| p.target * size(p)).sum::<f64>() / weights;
             // Each of at most ten steps rounds twice, and the sum seven times, numbers below 1.
-            assert!((met - sparsity).abs() <= 30.0 * f64::EPSILON, "{met}");
+            assert_abs_diff_eq!(met, sparsity, epsilon = 30.0 * f64::EPSILON);
             let (error, of_uniform) = (greedy.error.unwrap(), greedy.uniform_error.unwrap());
             assert!(0.0 < error && error <= of_uniform, "{error} {of_uniform}");
             better += usize::from(error < of_uniform);
@@ -171,9 +172,8 @@ fn a_dense_prefix_is_dense_and_the_rest_is_not() {
     let (dense, mixed) = (of(None), of(Some(&file.thresholds(half))));
     for (dense, mixed) in dense.iter().zip(&mixed) {
         // The products have the same rows; only their number may change how BLAS cuts them.
-        let difference = dense - mixed;
-        assert!(difference.slice(s![..half, ..]).iter().all(|d| d.abs() <= 1e-9));
-        assert!(difference.row(half).iter().any(|d| d.abs() > 1e-3));
+        assert_abs_diff_eq!(dense.slice(s![..half, ..]), mixed.slice(s![..half, ..]), epsilon = 1e-9);
+        assert_abs_diff_ne!(dense.row(half), mixed.row(half), epsilon = 1e-3);
     }
 }
 
@@ -309,7 +309,8 @@ fn on_a_real_model_thresholds_do_as_well_as_top_k() {
     let uniform = with("uniform.json", &[]);
     // Half the activations cost 14 %. With thresholds a percent more of them go than asked for, as the layers before
     // have made the inputs smaller.
-    assert!(top_k > 1.1 * dense && (uniform / top_k - 1.0).abs() <= 0.02, "{dense} {top_k} {uniform}");
+    assert!(top_k > 1.1 * dense, "{dense} {top_k} {uniform}");
+    assert_abs_diff_eq!(uniform / top_k, 1.0, epsilon = 0.02);
     let half = with("uniform.json", &["--dense-prefix", "0.5"]);
     assert!(dense < half && half < uniform, "{dense} {half} {uniform}");
     assert_eq!(with("zero.json", &[]), dense);

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use common::{duogpt, fixture, read_json};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::streams::Activations;
@@ -85,12 +86,11 @@ fn every_number_is_the_harness_s<T: Scalar>() {
             for (found, theirs) in document.likelihoods.iter().zip(list(&theirs["choices"])) {
                 let (found, greedy) = (found.log_likelihood, found.is_greedy);
                 let theirs_log_likelihood = theirs["loglikelihood"].as_f64().unwrap();
-                let difference = (found - theirs_log_likelihood).abs();
                 // The harness sums in float32: beside exact sums its own rounding shows, half a unit in the last place.
                 let rounding =
                     if T::NAME == "f64" { f32::UNIT_ROUNDOFF * theirs_log_likelihood.abs() } else { 0.0 };
                 assert!(
-                    difference <= 1e-4 + rounding,
+                    abs_diff_eq!(found, theirs_log_likelihood, epsilon = 1e-4 + rounding),
                     "{place}: {found}, the harness has {theirs_log_likelihood}"
                 );
                 assert_eq!(json!(greedy), theirs["is_greedy"], "{place}");
@@ -143,11 +143,8 @@ fn shared_beginnings_change_nothing_with_sparse_activations_either() {
     let sparse = likelihoods(&together, 0.5);
     assert!(dense.iter().zip(&sparse).all(|(dense, sparse)| dense != sparse));
     for (together, alone) in [(dense, likelihoods(&alone, 0.0)), (sparse, likelihoods(&alone, 0.5))] {
-        assert_eq!(together.len(), alone.len());
-        for (together, alone) in together.iter().zip(&alone) {
-            // Only the shapes of the matrix products differ, and so the order of their sums.
-            assert!((together - alone).abs() <= 1e-10, "{together} with others, {alone} alone");
-        }
+        // Only the shapes of the matrix products differ, and so the order of their sums.
+        assert_abs_diff_eq!(together[..], alone[..], epsilon = 1e-10);
     }
 }
 

@@ -73,6 +73,7 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::abs_diff_eq;
     use ndarray::array;
 
     const DRAWS: usize = 20_000;
@@ -108,7 +109,7 @@ mod tests {
                 // Hoeffding: beyond this with probability 2 exp(-2 n e^2) = 1e-6.
                 let e = ((2e6f64).ln() / (2.0 * DRAWS as f64)).sqrt();
                 assert!(
-                    (found - expected).abs() <= e && (*found == 0.0) == (expected == 0.0),
+                    abs_diff_eq!(*found, expected, epsilon = e) && (*found == 0.0) == (expected == 0.0),
                     "{temperature} {top_p}: {found} for {expected}"
                 );
             }

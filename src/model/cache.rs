@@ -61,6 +61,7 @@ impl<T: Scalar> KeyValues<T> {
 
 #[cfg(test)]
 mod tests {
+    use approx::abs_diff_eq;
     use std::path::Path;
 
     use ndarray::Array1;
@@ -107,7 +108,7 @@ mod tests {
             let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
             // The same sums in another order: the class of the f64 model tests.
             assert!(
-                (&state.hidden - &expected).iter().all(|e| e.abs() <= 1e-11 * largest),
+                abs_diff_eq!(state.hidden, expected, epsilon = 1e-11 * largest),
                 "after {before}: {:e}",
                 (&state.hidden - &expected).iter().fold(0.0, |m: f64, e| m.max(e.abs()))
             );

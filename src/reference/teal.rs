@@ -136,6 +136,7 @@ pub fn greedy_allocation(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
     use ndarray::{Array2, array};
 
     #[test]
@@ -209,7 +210,7 @@ mod tests {
         // second for equal sizes.
         let error = |s: &[f64]| 4.0 * s[0] * s[0] + s[1] * s[1];
         let s = greedy_allocation(&[100, 100], 0.4, 0.01, error).unwrap();
-        assert!((s[0] - 0.16).abs() <= 0.02 && (s[1] - 0.64).abs() <= 0.02, "{s:?}");
+        assert_abs_diff_eq!(s[..], [0.16, 0.64][..], epsilon = 0.02);
         // Three times the weights: a third of the sparsity per step, so the step costs less there.
         let s = greedy_allocation(&[100, 300], 0.02, 0.02, |s| s[0] * s[0] + s[1] * s[1]).unwrap();
         assert_eq!(s, [0.0, 0.02 * 400.0 / 300.0]);
@@ -218,7 +219,7 @@ mod tests {
             let s = greedy_allocation(&sizes, target, 0.007, |s| s.iter().map(|s| s * s * s).sum()).unwrap();
             let met: f64 = s.iter().zip(sizes).map(|(s, size)| s * size as f64).sum::<f64>() / 368.0;
             // Each of at most 130 steps adds two roundings of numbers below 1.
-            assert!((met - target).abs() <= 260.0 * f64::EPSILON, "{met} for {target}");
+            assert_abs_diff_eq!(met, target, epsilon = 260.0 * f64::EPSILON);
             assert!(s.iter().all(|s| (0.0..1.0).contains(s)));
         }
     }

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use approx::abs_diff_ne;
 use duogpt::backend::Cpu;
 use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::streams::Activations;
@@ -154,8 +155,7 @@ impl Published<'_> {
             [(dense, "perplexity_dense_activations"), (sparse, "perplexity_sparse_activations")]
         {
             let published = run[key].as_f64().unwrap();
-            let within = (found / published - 1.0).abs() <= 0.03;
-            if !within {
+            if abs_diff_ne!(found / published, 1.0, epsilon = 0.03) {
                 return Err(format!("{key}: {found}, the original has {published}").into());
             }
         }

@@ -274,6 +274,7 @@ impl<T: Scalar> Rounding<T> for QuantisedRow<'_, T> {
 mod tests {
     use super::*;
     use crate::reference::{ColumnOrder, LazyUpdate, Sparsity, Threshold};
+    use approx::{abs_diff_eq, assert_abs_diff_eq};
     use ndarray::{Array1, array, s};
 
     fn config(bits: u32, symmetry: Symmetry) -> GridConfig {
@@ -352,7 +353,7 @@ mod tests {
             assert!((least..=most).contains(&best), "{best} for {outlier}");
             let found = Grid::find(w.view(), &search(Symmetry::Symmetric)).scale;
             let expected = (1.0 - best as f64 / 100.0) * range / 3.0;
-            assert!((found - expected).abs() <= 4.0 * f64::EPSILON * expected, "{found} {expected}");
+            assert_abs_diff_eq!(found, expected, epsilon = 4.0 * f64::EPSILON * expected);
         }
         // Nothing but zeros: every grid is without error, and the first is the whole range.
         let zeros = array![0.0, 0.0];
@@ -384,7 +385,8 @@ mod tests {
                 assert!((0..16).contains(&code));
                 assert_eq!(q, scale * (f64::from(code) - zero));
                 let outside = code == 0 || code == 15;
-                assert!(outside || (q - found.target[(i, j)]).abs() <= scale * (0.5 + 1e-12));
+                let half_a_step = scale * (0.5 + 1e-12);
+                assert!(outside || abs_diff_eq!(q, found.target[(i, j)], epsilon = half_a_step));
             }
         }
     }
@@ -408,7 +410,7 @@ mod tests {
                 assert_eq!(blocked.codes, whole.codes, "blocks of {block_size}, groups of {group}");
                 // Sums of at most 2 * 24 products of numbers below 4, in another order, through 24 columns.
                 let tolerance = 24.0 * 48.0 * 16.0 * f64::EPSILON;
-                assert!((blocked.scale - &whole.scale).iter().all(|d| d.abs() <= tolerance));
+                assert_abs_diff_eq!(blocked.scale, whole.scale, epsilon = tolerance);
             }
         }
         // Grids of the original weights would be others.
@@ -474,7 +476,7 @@ mod tests {
         assert_eq!(replayed.codes[(2, 5)], free.codes[(2, 5)]);
         assert_eq!(replayed.target.slice(s![2, ..=5]), free.target.slice(s![2, ..=5]));
         let step = replayed.pruned.weight[(2, 5)] - free.pruned.weight[(2, 5)];
-        assert!((step - free.scale[(2, 0)]).abs() <= 16.0 * f64::EPSILON * free.scale[(2, 0)]);
+        assert_abs_diff_eq!(step, free.scale[(2, 0)], epsilon = 16.0 * f64::EPSILON * free.scale[(2, 0)]);
         assert_ne!(replayed.target.slice(s![2, 6..]), free.target.slice(s![2, 6..]));
         assert_eq!(replayed.target.row(1), free.target.row(1));
     }
