@@ -1,6 +1,6 @@
 //! Every kernel compiles to machine code for every architecture, without a stack frame or a spill, within the shared
-//! memory there is, and with the registers that `benches/results/resources.json` records. NVRTC needs no GPU; without it the
-//! tests are skipped by name, and where `CI` is set they fail.
+//! memory there is, and with the registers that `benches/results/resources.json` records. NVRTC needs no GPU; without it these
+//! tests are skipped by name, and where `CI` is set they fail. The width of the sources is checked everywhere.
 //!
 //! `DUOGPT_RECORD_RESOURCES=1 cargo test --release --test kernels_compile` rewrites the record.
 
@@ -120,6 +120,32 @@ fn recording() -> bool {
     std::env::var_os("DUOGPT_RECORD_RESOURCES").is_some()
 }
 
+/// What fits beside a second file on a screen. A macro that lost its line continuations is much wider.
+const COLUMNS: usize = 128;
+
+/// Lines of the sources that are wider than [`COLUMNS`].
+fn no_line_is_too_wide() -> Result<(), Failed> {
+    let mut files = 0;
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"))? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "cu" && extension != "cuh") {
+            continue;
+        }
+        files += 1;
+        let source = fs::read_to_string(&path)?;
+        if let Some((line, text)) = (1..).zip(source.lines()).find(|(_, text)| text.chars().count() > COLUMNS)
+        {
+            let columns = text.chars().count();
+            return Err(format!("{}:{line}: {columns} columns, at most {COLUMNS}", path.display()).into());
+        }
+    }
+    // Every file of kernels, and common.cuh.
+    match files == KERNEL_FILES.len() + 1 {
+        true => Ok(()),
+        false => Err(format!("{files} sources").into()),
+    }
+}
+
 /// A kernel that spills, and one with an error: the checks can fail.
 fn planted() -> Result<(), Failed> {
     static SPILLS: KernelFile = KernelFile {
@@ -151,6 +177,7 @@ fn main() {
         }
     };
     let mut trials = vec![
+        Trial::test("no_line_is_too_wide", no_line_is_too_wide),
         Trial::test("planted_spills_and_errors_are_found", move || needs_compiler(&planted))
             .with_ignored_flag(skip),
     ];

@@ -236,7 +236,7 @@ const ZEROED: [(&str, &str, &str, &str); 22] = [
     ),
     ("factor.cu", "scale[p] = 1.0f / (l * l) + alpha * (a[p] - b + 2.0f * c);", "scale[p] = 0.0f;", "layer"),
     ("statistics.cu", "squares[j] += sum;", "squares[j] = 0.0f;", "statistics"),
-    ("statistics.cu", "to[p * piece] = part.bits;", "to[p * piece] = 0;", "statistics"),
+    ("statistics.cu", "to[p * apart] = part.bits;", "to[p * apart] = 0;", "statistics"),
     (
         "statistics.cu",
         "squares[(u64)blockIdx.y * k + j] = sum;",
