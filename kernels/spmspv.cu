@@ -2,8 +2,8 @@
 //
 //   y_i = sum over the selected j of W_ij x_j          x: the list that select.cu leaves on the device
 //
-// Layout:   W: n x k, column by column, in one of the formats of src/reference/spmspv. A tile is 256 rows, a piece the part of
-//           one column in one tile; piece (j, t) has number j * tiles + t. Several matrices with one x (q, k, v; gate, up)
+// Layout:   W: n x k, column by column, in one of the formats of src/reference/spmspv. A tile is 256 rows, a segment the part of
+//           one column in one tile; segment (j, t) has number j * tiles + t. Several matrices with one x (q, k, v; gate, up)
 //           are one matrix whose rows are stacked.
 //           columns (u32), x (f32): the list; count: its length. y (f32): n.
 // Parallel: grid (tiles, splits), 8 warps a block. The list is dealt in equal runs to the 8 * splits warps of a tile: it is
@@ -23,7 +23,7 @@
 //
 // The last column is a bound, not a measurement. Shared memory bounds index too: per 32 nonzeros two loads, and two accesses of
 // about two turns each, 6 of the 6.6 cycles that an SM has for their bytes. popc bounds bitmap: 16 lanes a cycle, 8 of the
-// 16 cycles that an SM has for the bytes of a piece.
+// 16 cycles that an SM has for the bytes of a segment.
 //
 // version 0  gemv_*: all of x, dense W: the product that sparsity has to beat
 // version 1  skip_*: dense W, whose columns that are not selected are not read
@@ -60,8 +60,8 @@ __device__ __forceinline__ void finish(const Sums &sums, float *y, float *partia
 }
 
 // What all formats do: a warp goes through its run of the list. The lanes fetch 32 entries at once, and their places: the
-// number of the piece, or of the column. The heads of FLIGHT pieces (what says where the values are) are loaded while the
-// FLIGHT pieces before are on their way.
+// number of the segment, or of the column. The heads of FLIGHT segments (what says where the values are) are loaded while the
+// FLIGHT segments before are on their way.
 // LISTED: x is the list's; else it is all of x, and columns is not read.
 template <bool LISTED, class Format>
 __device__ __forceinline__ void product(const Format format, const u32 *__restrict__ columns,
@@ -97,16 +97,16 @@ __device__ __forceinline__ void product(const Format format, const u32 *__restri
 #pragma unroll 1
         for (u32 i = 0; i < entries; i += FLIGHT) {
             typename Format::Head now[FLIGHT];
-            typename Format::Piece pieces[FLIGHT];
+            typename Format::Segment segments[FLIGHT];
 #pragma unroll
             for (u32 f = 0; f < FLIGHT; f++) {
                 now[f] = heads[f];
-                format.load(pieces[f], now[f]);
+                format.load(segments[f], now[f]);
             }
             if (i + FLIGHT < entries) load_heads(i + FLIGHT);
 #pragma unroll
             for (u32 f = 0; f < FLIGHT; f++)
-                format.add(sum, own, pieces[f], now[f], __shfl_sync(ALL_LANES, x_of_lane, i + f));
+                format.add(sum, own, segments[f], now[f], __shfl_sync(ALL_LANES, x_of_lane, i + f));
         }
     }
     format.end(sum, own);
@@ -144,7 +144,7 @@ template <class T> struct Dense {
         bool there;
         u32 column;
     };
-    struct Piece {
+    struct Segment {
         uint4 quads[QUADS];
     };
     struct Sum {
@@ -156,16 +156,16 @@ template <class T> struct Dense {
     __device__ __forceinline__ Head head(u32 column) const {
         return Head{blockIdx.x * 256 + row() < stride, column};
     }
-    __device__ __forceinline__ void load(Piece &piece, const Head &head) const {
-        piece = {};
+    __device__ __forceinline__ void load(Segment &segment, const Head &head) const {
+        segment = {};
         if (!head.there) return;
         const uint4 *from = (const uint4 *)(w + (head.column * stride + blockIdx.x * 256 + row()));
 #pragma unroll
-        for (u32 i = 0; i < QUADS; i++) piece.quads[i] = from[i];
+        for (u32 i = 0; i < QUADS; i++) segment.quads[i] = from[i];
     }
-    __device__ __forceinline__ void add(Sum &sum, float *, const Piece &piece, const Head &, float x) const {
+    __device__ __forceinline__ void add(Sum &sum, float *, const Segment &segment, const Head &, float x) const {
         float weights[8];
-        unpack(piece.quads, weights, T());
+        unpack(segment.quads, weights, T());
 #pragma unroll
         for (u32 r = 0; r < 8; r++) sum.of_row[r] = fmaf(weights[r], x, sum.of_row[r]);
     }
@@ -192,10 +192,10 @@ extern "C" __global__ void __launch_bounds__(256) skip_f32 SKIP(float)
 extern "C" __global__ void __launch_bounds__(256) skip_bf16 SKIP(Bf16)
 extern "C" __global__ void __launch_bounds__(256) skip_f16 SKIP(F16)
 
-// Version 2: a warp takes a piece in steps of 32 neighbouring values: all of one column, so of different rows, which go to the
+// Version 2: a warp takes a segment in steps of 32 neighbouring values: all of one column, so of different rows, which go to the
 // warp's own 256 sums in shared memory, without atomics. Rows ascend, so at 50 % the 32 rows of a step lie within about 64: a
 // bank is hit twice, seldom more. (4 values a lane would take a quarter of the loads, but spread a step over 256 rows: four
-// hits and more; and a piece of 132 values would take a second round for 4.)
+// hits and more; and a segment of 132 values would take a second round for 4.)
 
 template <class T> struct Index {
     static constexpr u32 FLIGHT = 2;
@@ -208,7 +208,7 @@ template <class T> struct Index {
         u32 begin; // in values
         i32 left;  // values from this lane's first on
     };
-    struct Piece {
+    struct Segment {
         T value[STEPS];
         u32 row[STEPS];
     };
@@ -218,28 +218,28 @@ template <class T> struct Index {
         for (u32 row = threadIdx.x % WARP; row < 256; row += WARP) own[row] = 0.0f;
         __syncwarp();
     }
-    __device__ __forceinline__ Head head(u32 piece) const {
-        u32 begin = offsets[piece] * 8, end = offsets[piece + 1] * 8;
+    __device__ __forceinline__ Head head(u32 segment) const {
+        u32 begin = offsets[segment] * 8, end = offsets[segment + 1] * 8;
         return Head{begin, (i32)(end - begin - threadIdx.x % WARP)};
     }
-    __device__ __forceinline__ void load(Piece &piece, const Head &head) const {
+    __device__ __forceinline__ void load(Segment &segment, const Head &head) const {
         const T *value = values + (head.begin + threadIdx.x % WARP);
         const u8 *row = rows + (head.begin + threadIdx.x % WARP);
 #pragma unroll
         for (i32 step = 0; step < STEPS; step++) {
             if (step * 32 >= head.left) break;
-            piece.value[step] = value[step * 32];
-            piece.row[step] = row[step * 32];
+            segment.value[step] = value[step * 32];
+            segment.row[step] = row[step * 32];
         }
     }
-    __device__ __forceinline__ void add(Sum &, float *own, const Piece &piece, const Head &head, float x) const {
+    __device__ __forceinline__ void add(Sum &, float *own, const Segment &segment, const Head &head, float x) const {
 #pragma unroll
         for (i32 step = 0; step < STEPS; step++) {
             if (step * 32 >= head.left) break;
-            float &sum = own[piece.row[step]];
-            sum = fmaf(widen(piece.value[step]), x, sum);
+            float &sum = own[segment.row[step]];
+            sum = fmaf(widen(segment.value[step]), x, sum);
         }
-        __syncwarp(); // the next piece has the same rows on other lanes
+        __syncwarp(); // the next segment has the same rows on other lanes
     }
     __device__ __forceinline__ void end(const Sum &, float *) const {}
 };
@@ -253,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(256) index_f32 INDEX(float)
 extern "C" __global__ void __launch_bounds__(256) index_bf16 INDEX(Bf16)
 extern "C" __global__ void __launch_bounds__(256) index_f16 INDEX(F16)
 
-// Version 3: half a warp has 4 of the 8 words of a piece, in one load; a lane has the same two neighbouring rows of each of its
+// Version 3: half a warp has 4 of the 8 words of a segment, in one load; a lane has the same two neighbouring rows of each of its
 // words, so one popc finds the values of two rows; 8 sums stay in registers.
 
 template <class T> struct Bitmap {
@@ -268,7 +268,7 @@ template <class T> struct Bitmap {
         u32 before; // a byte per word
         uint4 words;
     };
-    struct Piece {
+    struct Segment {
         T of_row[8];
     };
     struct Sum {
@@ -276,11 +276,11 @@ template <class T> struct Bitmap {
     };
     __device__ __forceinline__ u32 place(u32 column) const { return column * gridDim.x + blockIdx.x; }
     __device__ __forceinline__ void begin(Sum &sum, float *) const { sum = {}; }
-    __device__ __forceinline__ Head head(u32 piece) const {
-        u32 half = piece * 2 + threadIdx.x % WARP / 16;
-        return Head{offsets[piece] * 8, prefix[half], bitmap[half]};
+    __device__ __forceinline__ Head head(u32 segment) const {
+        u32 half = segment * 2 + threadIdx.x % WARP / 16;
+        return Head{offsets[segment] * 8, prefix[half], bitmap[half]};
     }
-    __device__ __forceinline__ void load(Piece &piece, const Head &head) const {
+    __device__ __forceinline__ void load(Segment &segment, const Head &head) const {
         u32 words[4] = {head.words.x, head.words.y, head.words.z, head.words.w};
         u32 even = 1u << threadIdx.x % 16 * 2, odd = even * 2;
 #pragma unroll
@@ -288,13 +288,13 @@ template <class T> struct Bitmap {
             // The value of the odd row is behind all of the rows above; that of the even row, if there is one, is the last of
             // these.
             u32 behind = head.begin + (head.before >> 8 * i & 255) + __popc(words[i] & (odd - 1));
-            piece.of_row[2 * i] = load_if<-1>(words[i] & even, values + behind);
-            piece.of_row[2 * i + 1] = load_if<0>(words[i] & odd, values + behind);
+            segment.of_row[2 * i] = load_if<-1>(words[i] & even, values + behind);
+            segment.of_row[2 * i + 1] = load_if<0>(words[i] & odd, values + behind);
         }
     }
-    __device__ __forceinline__ void add(Sum &sum, float *, const Piece &piece, const Head &, float x) const {
+    __device__ __forceinline__ void add(Sum &sum, float *, const Segment &segment, const Head &, float x) const {
 #pragma unroll
-        for (u32 r = 0; r < 8; r++) sum.of_row[r] = fmaf(widen(piece.of_row[r]), x, sum.of_row[r]);
+        for (u32 r = 0; r < 8; r++) sum.of_row[r] = fmaf(widen(segment.of_row[r]), x, sum.of_row[r]);
     }
     __device__ __forceinline__ void end(const Sum &sum, float *own) const {
         u32 lane = threadIdx.x % WARP, first = lane / 16 * 128 + lane % 16 * 2;

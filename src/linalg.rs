@@ -1,6 +1,6 @@
 //! The few dense operations the reference needs, over BLAS and LAPACK.
 //!
-//! OpenBLAS runs single-threaded; the parallelism is rayon's, over fixed pieces of the output. So there is one
+//! OpenBLAS runs single-threaded; the parallelism is rayon's, over fixed blocks of the output. So there is one
 //! level of parallelism, and a result does not depend on the number of threads.
 
 use std::cmp::Ordering;

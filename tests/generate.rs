@@ -536,7 +536,7 @@ fn statistics_are_those_of_the_weights_and_of_the_rule() {
         assert!((0.49..=0.5).contains(&activations), "{linear}");
         let (n, k) = (number(&linear["shape"][0]), number(&linear["shape"][1]));
         let expected = 2.0 * (1.0 - sparsity) + 44.0 / 256.0;
-        // Filling up to whole tiles and pieces comes on top.
+        // Filling up to whole tiles and segments comes on top.
         let bytes = number(&linear["bytes"]) / (n * k);
         assert!(bytes >= expected && bytes < 1.25 * expected, "{linear}: {bytes} for {expected}");
     }

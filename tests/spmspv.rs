@@ -114,21 +114,21 @@ fn types_keep_numbers_and_bits() {
 
 /// What the kernels build upon.
 #[test]
-fn pieces_are_aligned_and_their_rows_distinct() {
+fn segments_are_aligned_and_their_rows_distinct() {
     for density in [0.0, 0.03, 0.5, 0.99, 1.0] {
         let weight = weight::<bf16>(2 * TILE + 40, 7, density, false, 1);
         let index = TileIndex::from_dense(weight.view());
         let bitmap = TileBitmap::from_dense(weight.view());
-        assert_eq!(index.pieces().offsets().len(), 3 * 7 + 1);
-        assert_eq!(index.pieces().offsets(), bitmap.pieces().offsets());
+        assert_eq!(index.segments().offsets().len(), 3 * 7 + 1);
+        assert_eq!(index.segments().offsets(), bitmap.segments().offsets());
         for column in 0..7 {
             for tile in 0..3 {
-                let piece = index.pieces().range(column, tile);
-                assert_eq!((piece.start % ALIGN, piece.end % ALIGN), (0, 0));
-                let rows = &index.rows()[piece.clone()];
+                let segment = index.segments().range(column, tile);
+                assert_eq!((segment.start % ALIGN, segment.end % ALIGN), (0, 0));
+                let rows = &index.rows()[segment.clone()];
                 let mut seen = [false; TILE];
                 rows.iter().for_each(|&row| assert!(!std::mem::replace(&mut seen[row as usize], true)));
-                let stored = index.values()[piece].iter().filter(|w| !w.is_zero()).count();
+                let stored = index.values()[segment].iter().filter(|w| !w.is_zero()).count();
                 let (words, before) =
                     (bitmap.bitmap()[column * 3 + tile], bitmap.prefix()[column * 3 + tile]);
                 let mut count = 0;
@@ -142,7 +142,7 @@ fn pieces_are_aligned_and_their_rows_distinct() {
     }
 }
 
-/// Measured bytes are the stated ones and at most ALIGN - 1 values of filling per piece; at 50 % in bf16 KERNELS.md's
+/// Measured bytes are the stated ones and at most ALIGN - 1 values of filling per segment; at 50 % in bf16 KERNELS.md's
 /// 1.125 and 1.5 and the bytes for offsets and prefixes.
 #[test]
 fn bytes_are_as_stated() {
@@ -162,7 +162,7 @@ fn bytes_are_as_stated() {
             );
         }
     }
-    /// The offset behind the last piece.
+    /// The offset behind the last segment.
     fn end<F: Format<V>, V: Value>() -> usize {
         F::from_dense(ArrayView2::from_shape((0, 0), &[]).unwrap()).bytes()
     }

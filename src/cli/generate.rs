@@ -223,19 +223,19 @@ impl<'a> Output<'a> {
     }
 
     fn push(&mut self, token: u32) -> io::Result<()> {
-        let piece = match &mut self.stream {
+        let chunk = match &mut self.stream {
             Some(stream) => stream.push(token).map_err(io::Error::other)?,
             None if self.text.is_empty() => token.to_string(),
             None => format!(",{token}"),
         };
-        self.write(&piece)
+        self.write(&chunk)
     }
 
-    fn write(&mut self, piece: &str) -> io::Result<()> {
-        self.text += piece;
+    fn write(&mut self, chunk: &str) -> io::Result<()> {
+        self.text += chunk;
         if self.print {
             let mut stdout = io::stdout().lock();
-            stdout.write_all(piece.as_bytes())?;
+            stdout.write_all(chunk.as_bytes())?;
             stdout.flush()?;
         }
         Ok(())

@@ -299,7 +299,7 @@ impl Device for Gpu {
         // SAFETY: `Buffer` promises no content.
         let alloc = || unsafe { self.stream.alloc::<u8>(bytes) };
         let memory = alloc().or_else(|error| match memory_pool(self.stream.context())? {
-            // What was freed lies in pieces; given back, it may be enough.
+            // Freed memory is fragmented; once it is given back it may be enough.
             Some(pool) if out_of_memory(&error) => {
                 self.stream.synchronize()?;
                 // SAFETY: the pool is the device's own.

@@ -40,7 +40,7 @@ impl<D: Device> Scratch<D> {
     }
 }
 
-/// Into how many pieces the active columns are split.
+/// How many warps, or groups of warps, share the active columns.
 fn splits(n: usize, k: usize) -> usize {
     (BLOCKS / n.div_ceil(TILE)).clamp(1, k.div_ceil(FEWEST_COLUMNS).max(1))
 }
@@ -183,7 +183,7 @@ impl<T: Element, D: Device> Weight<T, D> for Index<T, D> {
             dim: weight.dim(),
             values: upload(device, weight.values())?,
             rows: Buffer::from_host(device, weight.rows())?,
-            offsets: Buffer::from_host(device, weight.pieces().offsets())?,
+            offsets: Buffer::from_host(device, weight.segments().offsets())?,
         })
     }
 
@@ -216,7 +216,7 @@ impl<T: Element, D: Device> Weight<T, D> for Bitmap<T, D> {
             values: upload(device, weight.values())?,
             bitmap: Buffer::from_host(device, weight.bitmap().as_flattened())?,
             prefix: Buffer::from_host(device, weight.prefix().as_flattened())?,
-            offsets: Buffer::from_host(device, weight.pieces().offsets())?,
+            offsets: Buffer::from_host(device, weight.segments().offsets())?,
         })
     }
 

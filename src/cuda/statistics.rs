@@ -18,15 +18,15 @@ use crate::reference;
 pub enum StatisticsVersion {
     /// Products in f32.
     Plain,
-    /// Products on tensor cores, of half-width pieces.
+    /// Products on tensor cores, of half-width splits.
     TensorCores,
 }
 
 /// How many tokens wait on the device, at most, until they are multiplied. Each multiplication moves all of H and dX X^T, so
-/// more are faster; their pieces take 6 (bf16 and f16) or 12 bytes (f32) times k per token.
+/// more are faster; their splits take 6 (bf16 and f16) or 12 bytes (f32) times k per token.
 pub const CAPACITY: usize = 8192;
 
-/// Rows and columns of a tile, tokens of a chunk: what pieces are padded to. As in `kernels/statistics.cu`.
+/// Rows and columns of a tile, tokens of a chunk: what splits are padded to. As in `kernels/statistics.cu`.
 const TILE: usize = 128;
 /// See [`TILE`].
 const CHUNK: usize = 32;
@@ -84,14 +84,14 @@ impl<D: Device> Sum<D> {
     }
 }
 
-/// What the inputs are, and so what their pieces are.
+/// What the inputs are, and so what their splits are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inputs {
-    /// Every value is a bf16: one piece for X^, two for dX, without loss.
+    /// Every value is a bf16: one split for X^, two for dX, without loss.
     Bf16,
     /// Every value is an f16, at most half as large as they get, so that differences are too: as above.
     F16,
-    /// Anything else: three bf16 pieces each.
+    /// Anything else: three bf16 splits each.
     F32,
 }
 
@@ -117,7 +117,7 @@ impl Inputs {
     }
 
     /// Of X^ and of dX.
-    fn pieces(self) -> (usize, usize) {
+    fn splits(self) -> (usize, usize) {
         match self {
             Inputs::Bf16 | Inputs::F16 => (1, 2),
             Inputs::F32 => (3, 3),
@@ -159,12 +159,12 @@ impl Entry for f32 {
     }
 }
 
-/// Pieces of the last tokens, not multiplied yet.
+/// Splits of the last tokens, not multiplied yet.
 struct Pending<D: Device> {
     inputs: Inputs,
     /// Tokens so far.
     tokens: Cell<usize>,
-    /// Of X^: piece x capacity x padded k.
+    /// Of X^: split x capacity x padded k.
     x: Buffer<u16, D>,
     /// Of dX; empty where nobody asks.
     dx: Buffer<u16, D>,
@@ -351,7 +351,7 @@ impl<D: Device> Statistics<D> {
         Ok(())
     }
 
-    /// Splits tokens into pieces, and multiplies whenever there is no room for more.
+    /// Splits tokens into splits, and multiplies whenever there is no room for more.
     fn append<T: Entry>(
         &mut self,
         device: &D,
@@ -368,10 +368,10 @@ impl<D: Device> Statistics<D> {
                 if let Some(others) = others {
                     self.multiply(device, &others)?;
                 }
-                let pieces = |count| Buffer::new(device, count * self.capacity * self.stride());
-                let (x, dx) = T::INPUTS.pieces();
+                let splits = |count| Buffer::new(device, count * self.capacity * self.stride());
+                let (x, dx) = T::INPUTS.splits();
                 let dx = if self.residual.is_some() { dx } else { 0 };
-                Pending { inputs: T::INPUTS, tokens: Cell::new(0), x: pieces(x)?, dx: pieces(dx)? }
+                Pending { inputs: T::INPUTS, tokens: Cell::new(0), x: splits(x)?, dx: splits(dx)? }
             }
         };
         let mut first = 0;
@@ -387,7 +387,7 @@ impl<D: Device> Statistics<D> {
         Ok(())
     }
 
-    /// Appends the pieces of some tokens of the inputs, and adds their dX to diag(dX dX^T).
+    /// Appends the splits of some tokens of the inputs, and adds their dX to diag(dX dX^T).
     fn split<T: Entry>(
         &self,
         device: &D,
@@ -460,7 +460,7 @@ impl<D: Device> Statistics<D> {
         }
     }
 
-    /// Numbers from one row of pieces to the next.
+    /// Numbers from one row of splits to the next.
     fn stride(&self) -> usize {
         self.k.next_multiple_of(TILE)
     }

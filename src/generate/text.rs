@@ -71,10 +71,10 @@ mod tests {
         Tokenizer::read(&model).unwrap()
     }
 
-    fn pieces(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32]) -> (Vec<String>, String) {
+    fn chunks(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32]) -> (Vec<String>, String) {
         let mut stream = TextStream::after(tokenizer, prompt);
-        let pieces = tokens.iter().map(|&token| stream.push(token).unwrap()).collect();
-        (pieces, stream.finish().unwrap())
+        let chunks = tokens.iter().map(|&token| stream.push(token).unwrap()).collect();
+        (chunks, stream.finish().unwrap())
     }
 
     #[test]
@@ -83,8 +83,8 @@ mod tests {
         // The vocabulary has no token for these, only for their bytes.
         let tokens = tokenizer.encode("a\u{20ac}b\u{1f600}").unwrap();
         assert_eq!(tokens.len(), 1 + 3 + 1 + 4);
-        let (pieces, rest) = pieces(&tokenizer, &[], &tokens);
-        assert_eq!(pieces, ["a", "", "", "\u{20ac}", "b", "", "", "", "\u{1f600}"]);
+        let (chunks, rest) = chunks(&tokenizer, &[], &tokens);
+        assert_eq!(chunks, ["a", "", "", "\u{20ac}", "b", "", "", "", "\u{1f600}"]);
         assert_eq!(rest, "");
     }
 
@@ -93,8 +93,8 @@ mod tests {
         let tokenizer = tiny();
         let tokens = tokenizer.encode("a\u{20ac}b").unwrap();
         for cut in 2..4 {
-            let (pieces, rest) = pieces(&tokenizer, &tokens[..cut], &tokens[cut..]);
-            assert_eq!(pieces.concat() + &rest, "\u{20ac}b", "{cut}");
+            let (chunks, rest) = chunks(&tokenizer, &tokens[..cut], &tokens[cut..]);
+            assert_eq!(chunks.concat() + &rest, "\u{20ac}b", "{cut}");
         }
     }
 
@@ -103,7 +103,7 @@ mod tests {
         let tokenizer = tiny();
         let tokens = tokenizer.encode("\u{20ac}").unwrap();
         let letter = tokenizer.encode("b").unwrap()[0];
-        let (middle, rest) = pieces(&tokenizer, &[], &[tokens[0], letter, tokens[0], tokens[1]]);
+        let (middle, rest) = chunks(&tokenizer, &[], &[tokens[0], letter, tokens[0], tokens[1]]);
         assert_eq!((middle.concat().as_str(), rest.as_str()), ("\u{fffd}b", "\u{fffd}"));
     }
 
@@ -121,7 +121,7 @@ mod tests {
         std::fs::write(directory.path().join("tokenizer.json"), json.to_string()).unwrap();
         let tokenizer = Tokenizer::read(directory.path()).unwrap();
         assert_eq!(tokenizer.decode(&[1, 2]).unwrap(), "good day");
-        let (pieces, rest) = pieces(&tokenizer, &[1], &[2, 1, 2]);
-        assert_eq!((pieces.concat().as_str(), rest.as_str()), (" day good day", ""));
+        let (chunks, rest) = chunks(&tokenizer, &[1], &[2, 1, 2]);
+        assert_eq!((chunks.concat().as_str(), rest.as_str()), (" day good day", ""));
     }
 }

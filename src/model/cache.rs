@@ -71,7 +71,7 @@ mod tests {
     use crate::model::forward::{Forward, Group, Layer, Layout, State, apply};
 
     #[test]
-    fn a_sequence_in_pieces_gives_what_it_gives_as_a_whole() {
+    fn a_sequence_in_chunks_gives_what_it_gives_as_a_whole() {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nano-llama");
         let checkpoint = Checkpoint::open(&model).unwrap();
         let embedding = checkpoint.embedding::<f64>().unwrap();
@@ -93,16 +93,16 @@ mod tests {
         let mut kept: Vec<_> =
             layers.iter().map(|_| Some(KeyValues::new(&checkpoint.config, tokens.len()))).collect();
         let mut before = 0;
-        for piece in [1, 1, 130, 5, 129, 33, 1] {
-            let places = before..before + piece;
-            let layout = Layout::after(before, piece);
+        for chunk in [1, 1, 130, 5, 129, 33, 1] {
+            let places = before..before + chunk;
+            let layout = Layout::after(before, chunk);
             let mut state = State::embed_branches(&embedding, tokens.slice(s![places.clone()]), layout);
             for (layer, kept) in layers.iter().zip(&mut kept) {
                 state.kept = kept.take();
                 through(layer, &mut state);
                 *kept = state.kept.take();
             }
-            before += piece;
+            before += chunk;
             assert!(kept.iter().flatten().all(|kept| kept.len() == before));
             let expected = whole.hidden.slice(s![places, ..]);
             let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));

@@ -13,7 +13,7 @@ mod x86;
 
 use rayon::prelude::*;
 
-use crate::reference::spmspv::{Dense, Format, Pieces, Selected, TILE, TileBitmap, TileIndex};
+use crate::reference::spmspv::{Dense, Format, Segments, Selected, TILE, TileBitmap, TileIndex};
 
 #[cfg(not(target_arch = "x86_64"))]
 pub use crate::reference::spmspv::Value as Vector;
@@ -157,11 +157,11 @@ impl<F: Kernels> Multiply for F {
     }
 }
 
-/// Bytes of the pieces of the selected columns, whose values take `per_value` bytes, and `per_piece` bytes besides.
-fn bytes_of_pieces(pieces: &Pieces, columns: &[u32], per_value: usize, per_piece: usize) -> usize {
-    let tiles = pieces.tiles();
-    let of_piece = |j, tile| pieces.range(j, tile).len() * per_value + per_piece;
-    columns.iter().map(|&j| (0..tiles).map(|tile| of_piece(j as usize, tile)).sum::<usize>()).sum()
+/// Bytes of the segments of the selected columns, whose values take `per_value` bytes, and `per_segment` bytes besides.
+fn bytes_of_segments(segments: &Segments, columns: &[u32], per_value: usize, per_segment: usize) -> usize {
+    let tiles = segments.tiles();
+    let of_segment = |j, tile| segments.range(j, tile).len() * per_value + per_segment;
+    columns.iter().map(|&j| (0..tiles).map(|tile| of_segment(j as usize, tile)).sum::<usize>()).sum()
 }
 
 /// With registers that hold rows of one column.
@@ -204,7 +204,7 @@ impl<V: Vector> Kernels for TileIndex<V> {
         Format::bytes(self)
     }
     fn column_bytes(&self, columns: &[u32]) -> usize {
-        bytes_of_pieces(self.pieces(), columns, size_of::<V>() + 1, size_of::<u32>())
+        bytes_of_segments(self.segments(), columns, size_of::<V>() + 1, size_of::<u32>())
     }
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::index(self, x, first, sums);
@@ -221,7 +221,7 @@ impl<V: Vector> Kernels for TileBitmap<V> {
     }
     fn column_bytes(&self, columns: &[u32]) -> usize {
         // Offset and bitmap. Values are found by counting bits, not by the prefixes.
-        bytes_of_pieces(self.pieces(), columns, size_of::<V>(), size_of::<u32>() + TILE / 8)
+        bytes_of_segments(self.segments(), columns, size_of::<V>(), size_of::<u32>() + TILE / 8)
     }
     fn portable(&self, x: &Selected, first: usize, sums: &mut [f32]) {
         portable::bitmap(self, x, first, sums);

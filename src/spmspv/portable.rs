@@ -17,8 +17,8 @@ pub(super) fn index<V: Value>(weight: &TileIndex<V>, x: &Selected, first: usize,
     let (tiles, _) = sums.as_chunks_mut::<TILE>();
     for (j, x) in x.iter() {
         for (tile, sums) in tiles.iter_mut().enumerate() {
-            let piece = weight.pieces().range(j, first + tile);
-            for (&row, w) in weight.rows()[piece.clone()].iter().zip(&weight.values()[piece]) {
+            let segment = weight.segments().range(j, first + tile);
+            for (&row, w) in weight.rows()[segment.clone()].iter().zip(&weight.values()[segment]) {
                 let sum = &mut sums[usize::from(row)];
                 *sum = w.to_f32().mul_add(x, *sum);
             }
@@ -30,9 +30,9 @@ pub(super) fn bitmap<V: Value>(weight: &TileBitmap<V>, x: &Selected, first: usiz
     let (tiles, _) = sums.as_chunks_mut::<TILE>();
     for (j, x) in x.iter() {
         for (tile, sums) in tiles.iter_mut().enumerate() {
-            let (pieces, tile) = (weight.pieces(), first + tile);
-            let mut values = weight.values()[pieces.range(j, tile)].iter();
-            let words = &weight.bitmap()[j * pieces.tiles() + tile];
+            let (segments, tile) = (weight.segments(), first + tile);
+            let mut values = weight.values()[segments.range(j, tile)].iter();
+            let words = &weight.bitmap()[j * segments.tiles() + tile];
             for (&word, sums) in words.iter().zip(sums.as_chunks_mut::<32>().0) {
                 let mut left = word;
                 while left != 0 {

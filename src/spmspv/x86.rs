@@ -1,9 +1,9 @@
 //! The products with AVX2 and AVX-512.
 //!
 //! A kernel goes over the tiles once per [`COLUMNS`] columns, 32 rows (one word of the bitmap) at a time: sums in, a fused
-//! multiply-add per column, sums out. The next columns are asked for meanwhile: a piece is too short, and where the next selected
-//! one lies too irregular, for the processor to foresee. Loads reach at most 32 values from where the last value of a piece can
-//! lie; so much is there behind the last piece (`READ_AHEAD`).
+//! multiply-add per column, sums out. The next columns are asked for meanwhile: a segment is too short, and where the next selected
+//! one lies too irregular, for the processor to foresee. Loads reach at most 32 values from where the last value of a segment can
+//! lie; so much is there behind the last segment (`READ_AHEAD`).
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -223,54 +223,54 @@ fn prefetch<V>(from: &[V], len: usize) {
     }
 }
 
-/// Values of a piece to ask for. What a half full one has, whatever is there: a number that varies costs more by wrong predictions
-/// than it saves, and what follows a shorter piece is the next of its column.
+/// Values of a segment to ask for. What a half full one has, whatever is there: a number that varies costs more by wrong predictions
+/// than it saves, and what follows a shorter segment is the next of its column.
 const AHEAD: usize = TILE / 2;
 
 /// A format that gives 8 or 32 rows of a column at a time.
 pub(super) trait Rows {
     type Value: Vector;
     /// One column of one tile.
-    type Piece: Copy;
+    type Segment: Copy;
 
     /// Words of 32 rows that the tile has.
     fn words(&self, tile: usize) -> usize;
-    /// Where the piece's rows are; in `room`, if they are not in the order of the weight.
-    fn piece(&self, column: usize, tile: usize, room: &mut [Self::Value; TILE]) -> Self::Piece;
-    /// Asks for what a piece is made of.
+    /// Where the segment's rows are; in `room`, if they are not in the order of the weight.
+    fn segment(&self, column: usize, tile: usize, room: &mut [Self::Value; TILE]) -> Self::Segment;
+    /// Asks for what a segment is made of.
     fn prefetch(&self, column: usize, tile: usize);
 
     /// # Safety
-    /// `piece` is of this weight, its room unchanged, and `word` the next of its words; the processor has AVX-512 F, BW and
+    /// `segment` is of this weight, its room unchanged, and `word` the next of its words; the processor has AVX-512 F, BW and
     /// VBMI2.
-    unsafe fn rows_512(piece: &mut Self::Piece, word: usize) -> Wide;
+    unsafe fn rows_512(segment: &mut Self::Segment, word: usize) -> Wide;
 
     /// # Safety
-    /// `piece` is of this weight, its room unchanged, and `byte` the next of its words' four each; the processor has AVX2 and
+    /// `segment` is of this weight, its room unchanged, and `byte` the next of its words' four each; the processor has AVX2 and
     /// F16C.
-    unsafe fn rows_256(piece: &mut Self::Piece, byte: usize) -> __m256;
+    unsafe fn rows_256(segment: &mut Self::Segment, byte: usize) -> __m256;
 }
 
-/// Rows of a piece that lie one after the other.
+/// Rows of a segment that lie one after the other.
 macro_rules! contiguous_rows {
     () => {
         type Value = V;
-        type Piece = *const V;
+        type Segment = *const V;
 
         fn words(&self, tile: usize) -> usize {
             (self.dim().0 - tile * TILE).min(TILE).div_ceil(32)
         }
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
-        unsafe fn rows_512(piece: &mut *const V, word: usize) -> Wide {
+        unsafe fn rows_512(segment: &mut *const V, word: usize) -> Wide {
             // SAFETY: 32 values can be read where a word begins: of a room, or of a column, READ_AHEAD behind the last.
-            unsafe { V::load_512(piece.add(word * 32)) }
+            unsafe { V::load_512(segment.add(word * 32)) }
         }
         #[inline]
         #[target_feature(enable = "avx2,f16c")]
-        unsafe fn rows_256(piece: &mut *const V, byte: usize) -> __m256 {
+        unsafe fn rows_256(segment: &mut *const V, byte: usize) -> __m256 {
             // SAFETY: as above.
-            unsafe { V::load_256(piece.add(byte * 8)) }
+            unsafe { V::load_256(segment.add(byte * 8)) }
         }
     };
 }
@@ -279,7 +279,7 @@ impl<V: Vector> Rows for &Dense<V> {
     contiguous_rows!();
 
     #[inline]
-    fn piece(&self, column: usize, tile: usize, _: &mut [V; TILE]) -> *const V {
+    fn segment(&self, column: usize, tile: usize, _: &mut [V; TILE]) -> *const V {
         self.values()[column * self.stride() + tile * TILE..].as_ptr()
     }
     /// A dense column is long enough for the processor to foresee.
@@ -292,23 +292,23 @@ impl<V: Vector> Rows for &TileIndex<V> {
 
     /// Values are put in their places as they are: this takes fewer instructions for each than a multiply-add, and no conversion.
     #[inline]
-    fn piece(&self, column: usize, tile: usize, room: &mut [V; TILE]) -> *const V {
-        let piece = self.pieces().range(column, tile);
+    fn segment(&self, column: usize, tile: usize, room: &mut [V; TILE]) -> *const V {
+        let segment = self.segments().range(column, tile);
         room.fill(V::ZERO);
-        for (&row, &w) in self.rows()[piece.clone()].iter().zip(&self.values()[piece]) {
+        for (&row, &w) in self.rows()[segment.clone()].iter().zip(&self.values()[segment]) {
             room[usize::from(row)] = w;
         }
         room.as_ptr()
     }
     #[inline]
     fn prefetch(&self, column: usize, tile: usize) {
-        let piece = self.pieces().range(column, tile);
-        prefetch(&self.rows()[piece.start..], AHEAD);
-        prefetch(&self.values()[piece.start..], AHEAD);
+        let segment = self.segments().range(column, tile);
+        prefetch(&self.rows()[segment.start..], AHEAD);
+        prefetch(&self.values()[segment.start..], AHEAD);
     }
 }
 
-/// What is left of a piece of a bitmap. The values of a word are found by counting bits: the stored prefixes would be one more
+/// What is left of a segment of a bitmap. The values of a word are found by counting bits: the stored prefixes would be one more
 /// place of memory to read.
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a, V> {
@@ -318,60 +318,60 @@ pub(super) struct Packed<'a, V> {
 
 impl<'a, V: Vector> Rows for &'a TileBitmap<V> {
     type Value = V;
-    type Piece = Packed<'a, V>;
+    type Segment = Packed<'a, V>;
 
     fn words(&self, _: usize) -> usize {
         TILE / 32
     }
     #[inline]
-    fn piece(&self, column: usize, tile: usize, _: &mut [V; TILE]) -> Packed<'a, V> {
-        let piece = column * self.pieces().tiles() + tile;
-        let first = self.pieces().offsets()[piece] as usize * ALIGN;
-        Packed { values: self.values()[first..].as_ptr(), bitmap: &self.bitmap()[piece] }
+    fn segment(&self, column: usize, tile: usize, _: &mut [V; TILE]) -> Packed<'a, V> {
+        let segment = column * self.segments().tiles() + tile;
+        let first = self.segments().offsets()[segment] as usize * ALIGN;
+        Packed { values: self.values()[first..].as_ptr(), bitmap: &self.bitmap()[segment] }
     }
     #[inline]
     fn prefetch(&self, column: usize, tile: usize) {
-        let piece = column * self.pieces().tiles() + tile;
-        prefetch(&self.values()[self.pieces().offsets()[piece] as usize * ALIGN..], AHEAD);
-        prefetch(&self.bitmap()[piece], 1);
+        let segment = column * self.segments().tiles() + tile;
+        prefetch(&self.values()[self.segments().offsets()[segment] as usize * ALIGN..], AHEAD);
+        prefetch(&self.bitmap()[segment], 1);
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
-    unsafe fn rows_512(piece: &mut Packed<'a, V>, word: usize) -> Wide {
-        let bits = piece.bitmap[word];
+    unsafe fn rows_512(segment: &mut Packed<'a, V>, word: usize) -> Wide {
+        let bits = segment.bitmap[word];
         // SAFETY: there is a value for every bit, and READ_AHEAD values follow the last.
         unsafe {
-            let rows = V::expand_512(piece.values, bits);
-            piece.values = piece.values.add(bits.count_ones() as usize);
+            let rows = V::expand_512(segment.values, bits);
+            segment.values = segment.values.add(bits.count_ones() as usize);
             rows
         }
     }
     #[inline]
     #[target_feature(enable = "avx2,f16c,popcnt")]
-    unsafe fn rows_256(piece: &mut Packed<'a, V>, byte: usize) -> __m256 {
-        let bits = (piece.bitmap[byte / 4] >> (8 * (byte % 4))) as u8;
+    unsafe fn rows_256(segment: &mut Packed<'a, V>, byte: usize) -> __m256 {
+        let bits = (segment.bitmap[byte / 4] >> (8 * (byte % 4))) as u8;
         // SAFETY: as above.
         unsafe {
-            let rows = V::expand_256(piece.values, bits);
-            piece.values = piece.values.add(bits.count_ones() as usize);
+            let rows = V::expand_256(segment.values, bits);
+            segment.values = segment.values.add(bits.count_ones() as usize);
             rows
         }
     }
 }
 
-/// The pieces of some columns in one tile. A loop, because the compiler does not inline `array::from_fn` here.
+/// The segments of some columns in one tile. A loop, because the compiler does not inline `array::from_fn` here.
 #[inline(always)]
-fn pieces_of<R: Rows, const C: usize>(
+fn segments_of<R: Rows, const C: usize>(
     weight: &R,
     columns: &[u32; C],
     tile: usize,
     rooms: &mut [[R::Value; TILE]; C],
-) -> [R::Piece; C] {
-    let mut pieces = [weight.piece(columns[0] as usize, tile, &mut rooms[0]); C];
+) -> [R::Segment; C] {
+    let mut segments = [weight.segment(columns[0] as usize, tile, &mut rooms[0]); C];
     for c in 1..C {
-        pieces[c] = weight.piece(columns[c] as usize, tile, &mut rooms[c]);
+        segments[c] = weight.segment(columns[c] as usize, tile, &mut rooms[c]);
     }
-    pieces
+    segments
 }
 
 /// # Safety
@@ -389,15 +389,15 @@ unsafe fn add_columns_512<R: Rows, const C: usize>(
     let x = x.map(|x| _mm512_set1_ps(x));
     let mut rooms = [[R::Value::ZERO; TILE]; C];
     for (tile, sums) in (first..).zip(tiles) {
-        let mut pieces = pieces_of(weight, columns, tile, &mut rooms);
+        let mut segments = segments_of(weight, columns, tile, &mut rooms);
         for (word, sums) in sums.as_chunks_mut::<32>().0.iter_mut().enumerate().take(weight.words(tile)) {
             next.get(word).inspect(|&&j| weight.prefetch(j as usize, tile));
             let at = sums.as_mut_ptr();
-            // SAFETY: 32 sums are loaded and stored; the words are those of the pieces.
+            // SAFETY: 32 sums are loaded and stored; the words are those of the segments.
             unsafe {
                 let mut sum = (_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16)));
-                for (piece, x) in pieces.iter_mut().zip(x) {
-                    let rows = R::rows_512(piece, word);
+                for (segment, x) in segments.iter_mut().zip(x) {
+                    let rows = R::rows_512(segment, word);
                     sum.0 = _mm512_fmadd_ps(rows.0, x, sum.0);
                     sum.1 = _mm512_fmadd_ps(rows.1, x, sum.1);
                 }
@@ -448,15 +448,15 @@ unsafe fn add_columns_256<R: Rows, const C: usize>(
     let x = x.map(|x| _mm256_set1_ps(x));
     let mut rooms = [[R::Value::ZERO; TILE]; C];
     for (tile, sums) in (first..).zip(tiles) {
-        let mut pieces = pieces_of(weight, columns, tile, &mut rooms);
+        let mut segments = segments_of(weight, columns, tile, &mut rooms);
         for (word, sums) in sums.as_chunks_mut::<32>().0.iter_mut().enumerate().take(weight.words(tile)) {
             next.get(word).inspect(|&&j| weight.prefetch(j as usize, tile));
             for (byte, sums) in sums.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                // SAFETY: 8 sums are loaded and stored; the words are those of the pieces.
+                // SAFETY: 8 sums are loaded and stored; the words are those of the segments.
                 unsafe {
                     let mut sum = _mm256_loadu_ps(sums.as_ptr());
-                    for (piece, x) in pieces.iter_mut().zip(x) {
-                        sum = _mm256_fmadd_ps(R::rows_256(piece, word * 4 + byte), x, sum);
+                    for (segment, x) in segments.iter_mut().zip(x) {
+                        sum = _mm256_fmadd_ps(R::rows_256(segment, word * 4 + byte), x, sum);
                     }
                     _mm256_storeu_ps(sums.as_mut_ptr(), sum);
                 }

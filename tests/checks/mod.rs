@@ -301,7 +301,7 @@ pub fn rounded(x: Array2<f32>, inputs: Inputs) -> Array2<f32> {
     }
 }
 
-/// Dense and sparse input of small integers but for the first token, whose X^ or dX takes more than one piece. All sums
+/// Dense and sparse input of small integers but for the first token, whose X^ or dX takes more than one split. All sums
 /// are exact in f32.
 fn exact_inputs(seed: u64, (tokens, k): (usize, usize), inputs: Inputs) -> (Array2<f32>, Array2<f32>) {
     let (mut dense, mut sparse) = (integers(seed, tokens, k), integers(seed + 2, tokens, k));

@@ -64,7 +64,7 @@ const FAULTS: [(&str, &str, &str, &str); 69] = [
     ),
     ("spmspv.cu", "__threadfence(); // what the block wrote, before it says so", "", "spmspv"),
     ("spmspv.cu", "__threadfence(); // and what the others wrote, after they said so", "", "spmspv"),
-    ("spmspv.cu", "__syncwarp(); // the next piece has the same rows on other lanes", "", "spmspv"),
+    ("spmspv.cu", "__syncwarp(); // the next segment has the same rows on other lanes", "", "spmspv"),
     ("spmspv.cu", "own[row] = 0.0f;\n        __syncwarp();", "own[row] = 0.0f;", "spmspv"),
     (
         "spmspv.cu",
@@ -92,7 +92,7 @@ const FAULTS: [(&str, &str, &str, &str); 69] = [
     ("common.cuh", "bool kept = j < k && keep(j);", "bool kept = j <= k && keep(j);", "activation"),
     ("spmspv.cu", "if (tile * 256 + row < n) y", "if (tile * 256 + row <= n) y", "spmspv"),
     ("spmspv.cu", "length / warps + (warp < more);", "length / warps;", "spmspv"),
-    ("spmspv.cu", "offsets[piece + 1] * 8;", "offsets[piece + 1] * 8 - 8;", "spmspv"),
+    ("spmspv.cu", "offsets[segment + 1] * 8;", "offsets[segment + 1] * 8 - 8;", "spmspv"),
     ("score.cu", "if (i >= (u64)n * width) return;", "if (i > (u64)n * width) return;", "score"),
     ("score.cu", "if (i >= (u64)n * width) return;", "if (i + 1 >= (u64)n * width) return;", "score"),
     ("panel.cu", "if (real && c < width) {", "if (c < width) {", "panel"),

@@ -82,7 +82,7 @@ pub fn cases<D: Machine>(suite: &mut Suite<D>) {
         // Long calibrations at the widths of the smallest model alone: their rate differs little from that of one sequence.
         let counts: &[usize] = if name.starts_with("llama-2-7b") { &[1, 16, 128] } else { &[1] };
         for &count in counts {
-            // H, half of it, and dX X^T once per piece of dX.
+            // H, half of it, and dX X^T once per split of dX.
             case::<bf16, D>(suite, &name, "", k, count, 1 + 4);
         }
         // Six products each.

@@ -2,31 +2,31 @@
 
 use ndarray::{ArrayView2, Axis};
 
-use super::{Format, Pieces, READ_AHEAD, TILE, Value};
+use super::{Format, READ_AHEAD, Segments, TILE, Value};
 
-/// Words of a piece's bitmap.
+/// Words of a segment's bitmap.
 const WORDS: usize = TILE / u32::BITS as usize;
 
-/// A weight (n x k) as packed values with a bitmap per piece.
+/// A weight (n x k) as packed values with a bitmap per segment.
 ///
-/// Pieces lie column by column, within a column tile by tile, and within a piece row by row. Row i of a tile is bit i mod 32
+/// Segments lie column by column, within a column tile by tile, and within a segment row by row. Row i of a tile is bit i mod 32
 /// of word i / 32. The value at a set bit is the one after as many as the word's prefix says, and as there are bits set below it
 /// in its word: every row finds its value without looking at other words.
 #[derive(Clone, Debug)]
 pub struct TileBitmap<V> {
-    pieces: Pieces,
+    segments: Segments,
     values: Vec<V>,
     bitmap: Vec<[u32; WORDS]>,
     prefix: Vec<[u8; WORDS]>,
 }
 
 impl<V: Value> TileBitmap<V> {
-    /// Where its pieces lie.
-    pub fn pieces(&self) -> &Pieces {
-        &self.pieces
+    /// Where its segments lie.
+    pub fn segments(&self) -> &Segments {
+        &self.segments
     }
 
-    /// Packed values, pieces filled up with +0, and [`READ_AHEAD`] of filling.
+    /// Packed values, segments filled up with +0, and [`READ_AHEAD`] of filling.
     pub fn values(&self) -> &[V] {
         &self.values
     }
@@ -36,7 +36,7 @@ impl<V: Value> TileBitmap<V> {
         &self.bitmap
     }
 
-    /// How many values of its piece come before those of each word.
+    /// How many values of its segment come before those of each word.
     pub fn prefix(&self) -> &[[u8; WORDS]] {
         &self.prefix
     }
@@ -46,8 +46,8 @@ impl<V: Value> Format<V> for TileBitmap<V> {
     const NAME: &'static str = "bitmap";
 
     fn from_dense(weight: ArrayView2<V>) -> Self {
-        let mut pieces = Pieces::new(weight.dim());
-        let (mut values, mut bitmap, mut prefix) = (pieces.room(&weight), Vec::new(), Vec::new());
+        let mut segments = Segments::new(weight.dim());
+        let (mut values, mut bitmap, mut prefix) = (segments.room(&weight), Vec::new(), Vec::new());
         for column in weight.columns() {
             for tile in column.axis_chunks_iter(Axis(0), TILE) {
                 let (mut words, mut before) = ([0u32; WORDS], [0u8; WORDS]);
@@ -61,23 +61,24 @@ impl<V: Value> Format<V> for TileBitmap<V> {
                         values.push(w);
                     }
                 }
-                pieces.finish(&mut values);
+                segments.finish(&mut values);
                 bitmap.push(words);
                 prefix.push(before);
             }
         }
         values.resize(values.len() + READ_AHEAD, V::ZERO);
-        TileBitmap { pieces, values, bitmap, prefix }
+        TileBitmap { segments, values, bitmap, prefix }
     }
 
     fn dim(&self) -> (usize, usize) {
-        (self.pieces.n, self.pieces.k)
+        (self.segments.n, self.segments.k)
     }
 
     fn column(&self, j: usize) -> impl Iterator<Item = (usize, V)> {
-        (0..self.pieces.tiles()).flat_map(move |tile| {
-            let (values, piece) = (&self.values[self.pieces.range(j, tile)], j * self.pieces.tiles() + tile);
-            let (words, before) = (self.bitmap[piece], self.prefix[piece]);
+        (0..self.segments.tiles()).flat_map(move |tile| {
+            let (values, segment) =
+                (&self.values[self.segments.range(j, tile)], j * self.segments.tiles() + tile);
+            let (words, before) = (self.bitmap[segment], self.prefix[segment]);
             (0..WORDS).flat_map(move |word| {
                 let values = &values[usize::from(before[word])..];
                 set_bits(words[word])
@@ -91,12 +92,12 @@ impl<V: Value> Format<V> for TileBitmap<V> {
         size_of_val(&self.values[..])
             + size_of_val(&self.bitmap[..])
             + size_of_val(&self.prefix[..])
-            + size_of_val(self.pieces.offsets())
+            + size_of_val(self.segments.offsets())
     }
 
     fn bytes_per_weight(density: f64) -> f64 {
-        let of_piece = WORDS * (size_of::<u32>() + size_of::<u8>()) + size_of::<u32>();
-        density * size_of::<V>() as f64 + of_piece as f64 / TILE as f64
+        let of_segment = WORDS * (size_of::<u32>() + size_of::<u8>()) + size_of::<u32>();
+        density * size_of::<V>() as f64 + of_segment as f64 / TILE as f64
     }
 }
 

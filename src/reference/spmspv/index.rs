@@ -2,27 +2,27 @@
 
 use ndarray::{ArrayView2, Axis};
 
-use super::{ALIGN, Format, Pieces, TILE, Value};
+use super::{ALIGN, Format, Segments, TILE, Value};
 
 /// A weight (n x k) as packed values with 8-bit row indices.
 ///
-/// Pieces lie column by column, within a column tile by tile, and within a piece row by row. So any 32 neighbouring
-/// values of a piece, one step of a warp, are of one column and have 32 different rows: nobody adds to the same
+/// Segments lie column by column, within a column tile by tile, and within a segment row by row. So any 32 neighbouring
+/// values of a segment, one step of a warp, are of one column and have 32 different rows: nobody adds to the same
 /// output in the same step. That holds for filling too: +0 beside a row of the tile that has no value.
 #[derive(Clone, Debug)]
 pub struct TileIndex<V> {
-    pieces: Pieces,
+    segments: Segments,
     values: Vec<V>,
     rows: Vec<u8>,
 }
 
 impl<V: Value> TileIndex<V> {
-    /// Where its pieces lie.
-    pub fn pieces(&self) -> &Pieces {
-        &self.pieces
+    /// Where its segments lie.
+    pub fn segments(&self) -> &Segments {
+        &self.segments
     }
 
-    /// Packed values, pieces filled up with +0.
+    /// Packed values, segments filled up with +0.
     pub fn values(&self) -> &[V] {
         &self.values
     }
@@ -37,8 +37,8 @@ impl<V: Value> Format<V> for TileIndex<V> {
     const NAME: &'static str = "index";
 
     fn from_dense(weight: ArrayView2<V>) -> Self {
-        let mut pieces = Pieces::new(weight.dim());
-        let mut values = pieces.room(&weight);
+        let mut segments = Segments::new(weight.dim());
+        let mut values = segments.room(&weight);
         let mut rows = Vec::with_capacity(values.capacity());
         for column in weight.columns() {
             for tile in column.axis_chunks_iter(Axis(0), TILE) {
@@ -51,26 +51,26 @@ impl<V: Value> Format<V> for TileIndex<V> {
                 let filling = values.len().next_multiple_of(ALIGN) - values.len();
                 let free = (0..=u8::MAX).filter(|&row| tile.get(row as usize).is_none_or(|w| w.is_zero()));
                 rows.extend(free.take(filling));
-                pieces.finish(&mut values);
+                segments.finish(&mut values);
             }
         }
-        TileIndex { pieces, values, rows }
+        TileIndex { segments, values, rows }
     }
 
     fn dim(&self) -> (usize, usize) {
-        (self.pieces.n, self.pieces.k)
+        (self.segments.n, self.segments.k)
     }
 
     fn column(&self, j: usize) -> impl Iterator<Item = (usize, V)> {
-        (0..self.pieces.tiles()).flat_map(move |tile| {
-            let piece = self.pieces.range(j, tile);
-            let entries = self.rows[piece.clone()].iter().zip(&self.values[piece]);
+        (0..self.segments.tiles()).flat_map(move |tile| {
+            let segment = self.segments.range(j, tile);
+            let entries = self.rows[segment.clone()].iter().zip(&self.values[segment]);
             entries.filter(|(_, w)| !w.is_zero()).map(move |(&row, &w)| (tile * TILE + usize::from(row), w))
         })
     }
 
     fn bytes(&self) -> usize {
-        size_of_val(&self.values[..]) + self.rows.len() + size_of_val(self.pieces.offsets())
+        size_of_val(&self.values[..]) + self.rows.len() + size_of_val(self.segments.offsets())
     }
 
     fn bytes_per_weight(density: f64) -> f64 {

@@ -1,7 +1,7 @@
 //! Dual-sparse decoding: y = W (x * mask) from weights that are stored without their zeros.
 //!
 //! One token meets each weight once, so the product takes as long as reading W does. Two things make it shorter. A column
-//! whose x_j was pruned is not read at all, for which columns must lie in one piece: every format here is
+//! whose x_j was pruned is not read at all, so columns must be contiguous: every format here is
 //! column-major. And zero weights are not stored, for which the format must say where the others belong:
 //!
 //! | format | besides the values | bytes per bf16 weight at 50 % | and with 50 % of x |
@@ -11,11 +11,11 @@
 //! | [`TileBitmap`] | a bit per weight, and a byte per 32 rows | 1.172 | 0.586 |
 //!
 //! A *tile* is [`TILE`] rows, so that a row within it is one byte and its outputs fit in a thread block's shared memory or a
-//! core's registers. A *piece* is one column of one tile, and begins at a multiple of [`ALIGN`] values, so that a 16-byte load may begin
-//! there. As pieces differ in length, each has its offset.
+//! core's registers. A *segment* is one column of one tile, and begins at a multiple of [`ALIGN`] values, so that a 16-byte load may begin
+//! there. As segments differ in length, each has its offset.
 //!
 //! What is stored is decided by bits: everything but +0. So negative zero, denormals, infinities and every NaN come
-//! back as they were, and +0 can mark what only fills a piece up.
+//! back as they were, and +0 can mark what only fills a segment up.
 
 mod bitmap;
 mod dense;
@@ -38,10 +38,10 @@ use crate::linalg::Scalar;
 /// Rows of a tile.
 pub const TILE: usize = 256;
 
-/// Values to whose multiple a piece is filled up: at least 16 bytes of every type.
+/// Values to whose multiple a segment is filled up: at least 16 bytes of every type.
 pub const ALIGN: usize = 8;
 
-/// Values of filling behind the last piece, so that 32 values can be loaded from wherever one can lie.
+/// Values of filling behind the last segment, so that 32 values can be loaded from wherever one can lie.
 pub const READ_AHEAD: usize = 32;
 
 /// A storage format of an n x k weight.
@@ -62,7 +62,7 @@ pub trait Format<V: Value>: Sized {
     fn bytes(&self) -> usize;
 
     /// Bytes per weight of whole tiles of which a fraction `density` is stored, offsets included; filling, at most
-    /// [`ALIGN`] - 1 values per piece, comes on top.
+    /// [`ALIGN`] - 1 values per segment, comes on top.
     fn bytes_per_weight(density: f64) -> f64;
 
     /// The weight (n x k) that was stored, bit by bit.
@@ -95,26 +95,26 @@ pub trait Format<V: Value>: Sized {
 
 /// Where the values of each column of each tile lie: column by column, within a column tile by tile.
 #[derive(Clone, Debug)]
-pub struct Pieces {
+pub struct Segments {
     n: usize,
     k: usize,
     offsets: Vec<u32>,
 }
 
-impl Pieces {
+impl Segments {
     fn new((n, k): (usize, usize)) -> Self {
         let mut offsets = Vec::with_capacity(n.div_ceil(TILE) * k + 1);
         offsets.push(0);
-        Pieces { n, k, offsets }
+        Segments { n, k, offsets }
     }
 
-    /// Room for all values that a weight has in pieces, so that they stay where they are while they become more.
+    /// Room for all values that a weight has in segments, so that they stay where they are while they become more.
     fn room<V: Value>(&self, weight: &ArrayView2<V>) -> Vec<V> {
         let stored = weight.fold(0, |stored, w| stored + usize::from(!w.is_zero()));
         Vec::with_capacity(stored + self.tiles() * self.k * (ALIGN - 1) + READ_AHEAD)
     }
 
-    /// Fills the piece at the end of `values` up with +0 and notes where the next begins.
+    /// Fills the segment at the end of `values` up with +0 and notes where the next begins.
     fn finish<V: Value>(&mut self, values: &mut Vec<V>) {
         values.resize(values.len().next_multiple_of(ALIGN), V::ZERO);
         let end = values.len() / ALIGN;
@@ -126,15 +126,15 @@ impl Pieces {
         self.n.div_ceil(TILE)
     }
 
-    /// Where each piece begins, in units of [`ALIGN`] values: that of column j and tile t at j * tiles + t; and the end
+    /// Where each segment begins, in units of [`ALIGN`] values: that of column j and tile t at j * tiles + t; and the end
     /// of the last.
     pub fn offsets(&self) -> &[u32] {
         &self.offsets
     }
 
-    /// The place of a piece among the values.
+    /// The place of a segment among the values.
     pub fn range(&self, column: usize, tile: usize) -> Range<usize> {
-        let piece = column * self.tiles() + tile;
-        self.offsets[piece] as usize * ALIGN..self.offsets[piece + 1] as usize * ALIGN
+        let segment = column * self.tiles() + tile;
+        self.offsets[segment] as usize * ALIGN..self.offsets[segment + 1] as usize * ALIGN
     }
 }
