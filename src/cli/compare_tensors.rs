@@ -16,21 +16,21 @@ use crate::verify::tensors::compare_files;
 /// Arguments of `duogpt compare-tensors`.
 #[derive(Args)]
 pub struct CompareTensorsArgs {
-    /// What is right: a golden file, or the output of a program that you trust (safetensors).
+    /// The expected tensors: recorded results, or the output of a program that you trust (safetensors).
     #[arg(value_name = "EXPECTED")]
     expected: PathBuf,
-    /// What is to be checked: tensors of the same names (safetensors).
+    /// The tensors to check, under the same names (safetensors).
     #[arg(value_name = "FOUND")]
     found: PathBuf,
-    /// What a value may differ by, relative to the largest entry of its tensor. The default fits two programs that
-    /// both compute in double precision.
+    /// Allowed difference of a value, relative to the largest entry of its tensor. The default fits two programs that
+    /// compute in double precision.
     #[arg(long, value_name = "X", default_value_t = 1e-9, value_parser = super::not_negative)]
     tolerance: f64,
     #[command(flatten)]
     output: ReportOutput,
 }
 
-/// Where a report goes.
+/// Where the report is written.
 #[derive(Args)]
 pub struct ReportOutput {
     /// Print the report as JSON to stdout, and nothing else.
@@ -42,7 +42,7 @@ pub struct ReportOutput {
 }
 
 impl ReportOutput {
-    /// Prints and writes; exit code 1 when a stage differs. `printed` says that the text was printed already.
+    /// Prints and writes the report; exit code 1 if a stage differs. `printed`: the text has been printed already.
     pub(super) fn finish(&self, report: &Report, printed: bool) -> Result<ExitCode, CliError> {
         if let Some(path) = &self.html {
             write_atomically(path, page(report).as_bytes())?;
@@ -66,7 +66,7 @@ impl ReportOutput {
 /// Compares two files tensor by tensor. Exit code 1 when they differ.
 ///
 /// # Errors
-/// When a file cannot be read, or the two have nothing in common.
+/// If a file cannot be read, or the two have no tensor in common.
 pub fn run(args: &CompareTensorsArgs) -> Result<ExitCode, CliError> {
     let (expected, found) = (TensorFile::open(&args.expected)?, TensorFile::open(&args.found)?);
     let report =

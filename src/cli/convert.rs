@@ -13,13 +13,13 @@ use crate::model::sparse_bitmask::StorageFormat;
 /// Arguments of `duogpt convert`.
 #[derive(Args)]
 pub struct ConvertArgs {
-    /// A Hugging Face directory, in either format.
+    /// A Hugging Face model directory, in either format.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// The directory to create.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// How the decoder layers' weights are to be stored.
+    /// How the weights of the decoder layers are stored.
     #[arg(long, value_enum)]
     format: StorageFormat,
 }
@@ -27,7 +27,7 @@ pub struct ConvertArgs {
 /// Writes the same checkpoint in another format.
 ///
 /// # Errors
-/// When the checkpoint cannot be read or the output not be written; nothing is left then.
+/// If the checkpoint cannot be read or the output cannot be written. Then no output is left.
 pub fn run(args: &ConvertArgs) -> Result<ExitCode, CliError> {
     let checkpoint = Checkpoint::open(&args.model)?;
     convert(&checkpoint, &args.output, args.format, &Bar::new("convert", false))?;

@@ -31,47 +31,47 @@ pub struct GenerateArgs {
     prompt: Prompt,
     #[command(flatten)]
     pruning: ActivationPruning,
-    /// Fraction of the prompt's tokens, from its beginning, that thresholds leave dense (TEAL's own figures: 0.5).
+    /// Leave the first fraction F of the prompt's tokens dense (TEAL's published figures: 0.5).
     #[arg(long, value_name = "F", default_value = "0", value_parser = fraction, requires = "thresholds")]
     dense_prefix: f64,
-    /// Most tokens to generate.
+    /// Generate at most N tokens.
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_tokens: usize,
-    /// 0: always the most probable token. Above: draw, from a distribution that is the flatter the higher.
+    /// Sampling temperature. 0 always takes the most probable token; higher values sample from a flatter distribution.
     #[arg(long, value_name = "T", default_value = "0", value_parser = temperature, allow_negative_numbers = true)]
     temperature: f64,
-    /// Draw from the most probable tokens that together reach this probability.
+    /// Sample only from the most probable tokens whose probabilities add up to P.
     #[arg(long, value_name = "P", default_value = "1", value_parser = probability, allow_negative_numbers = true)]
     top_p: f64,
-    /// Of what is drawn.
+    /// Seed of the sampling.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Go on behind an end-of-sequence token.
+    /// Continue after an end-of-sequence token.
     #[arg(long)]
     ignore_end: bool,
-    /// How weights are held in memory (by default each linear as is best for its sparsity).
+    /// How weights are held in memory (by default each linear takes the format with the fewest bytes).
     #[arg(long, value_enum)]
     format: Option<FormatKind>,
-    /// What holds the weights and multiplies; norms and attention stay on the CPU.
+    /// Device that holds the weights and multiplies. Norms and attention stay on the CPU.
     #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
     backend: BackendName,
-    /// Arithmetic. f64 multiplies by the reference's product, which is slow.
+    /// Arithmetic. f64 uses the slow product of the reference.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
-    /// Print speed, bytes, memory and sparsity, to stderr; with --json as field `stats`.
+    /// Print speed, bytes, memory and sparsity to stderr, or with --json as the field `stats`.
     #[arg(long)]
     stats: bool,
-    /// Print the result as JSON to stdout when it is complete, and nothing else: `prompt_tokens`, `tokens` (those behind the
+    /// Print the complete result as JSON to stdout, and nothing else: `prompt_tokens`, `tokens` (those after the
     /// prompt), `text`, `stopped`.
     #[arg(long)]
     json: bool,
 }
 
-/// What to continue.
+/// The prompt.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Prompt {
-    /// Text to continue; an empty one is the tokenizer's token for the beginning.
+    /// Text to continue. An empty text stands for the tokenizer's beginning-of-sequence token.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Tokens to continue, such as 1,2,3.
@@ -94,14 +94,14 @@ struct Outcome<'a> {
 fn temperature(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(t) if t.is_finite() && t >= 0.0 => Ok(t),
-        _ => Err(format!("`{text}` is no temperature: give 0, or a positive number such as 0.8")),
+        _ => Err(format!("`{text}` is not a temperature: give 0, or a positive number such as 0.8")),
     }
 }
 
 fn probability(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(p) if 0.0 < p && p <= 1.0 => Ok(p),
-        _ => Err(format!("`{text}` is no probability to reach: give a number in (0, 1], such as 0.95")),
+        _ => Err(format!("`{text}` is not a probability: give a number in (0, 1], such as 0.95")),
     }
 }
 

@@ -29,7 +29,7 @@ struct TensorLine {
     shape: Vec<usize>,
     format: StorageFormat,
     bytes: usize,
-    /// Fraction of zeros, for the linears.
+    /// Fraction of zeros; only of linears.
     sparsity: Option<f64>,
 }
 
@@ -45,7 +45,7 @@ impl TensorLine {
 /// Lists every tensor.
 ///
 /// # Errors
-/// When the checkpoint cannot be read.
+/// If the checkpoint cannot be read.
 pub fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let mut lines = Vec::new();

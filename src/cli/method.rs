@@ -11,7 +11,7 @@ use crate::reference::{
 pub(super) enum MethodName {
     Duogpt,
     Sparsegpt,
-    /// Quantises and prunes nothing; needs --bits. With --alpha 0 it is GPTQ.
+    /// Only quantises; needs --bits. With --alpha 0 it is GPTQ.
     Gptaq,
     Wanda,
     Magnitude,
@@ -45,14 +45,14 @@ pub(super) enum Profile {
     Paper,
     /// The original code's settings.
     Upstream,
-    /// What measured best here.
+    /// The settings that measured best on the small model.
     Default,
 }
 
 /// The settings of the second-order methods.
 #[derive(Args)]
 pub(super) struct Settings {
-    /// Settings to start from; the flags below override them (gptaq has its own).
+    /// Settings to start from. The flags below override single settings; gptaq has its own settings.
     #[arg(long, value_enum, default_value_t = Profile::Default)]
     pub(super) profile: Profile,
     #[command(flatten)]
@@ -82,13 +82,13 @@ struct Overrides {
     /// Columns per run of the interleaved order.
     #[arg(long, value_name = "N", default_value_t = 32)]
     interleave_run: usize,
-    /// Which weights feed the residual update across blocks.
+    /// The weights that the residual update across blocks is computed from.
     #[arg(long, value_enum)]
     lazy_update: Option<LazyUpdateName>,
-    /// Where the cut through a block's scores lies.
+    /// Threshold of a block's scores: inclusive prunes one weight more than the fraction, and all ties.
     #[arg(long, value_enum)]
     threshold: Option<ThresholdName>,
-    /// What becomes of input channels that the calibration never saw.
+    /// What to do with the weights of input channels that are zero in all calibration data.
     #[arg(long, value_enum)]
     dead_channels: Option<DeadChannelsName>,
     /// Factor on all statistics (by default 2 for SparseGPT and GPTAQ, 1 for DuoGPT).

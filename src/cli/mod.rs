@@ -38,35 +38,35 @@ pub struct Cli {
 enum Command {
     /// Compare every method on the small model that comes with the source.
     Demo(demo::DemoArgs),
-    /// Prune a checkpoint. Of a flag given twice the last one counts.
+    /// Prune a checkpoint. If a flag is given twice, the last value is used.
     #[command(args_override_self = true)]
     Prune(prune::PruneArgs),
-    /// Calibrate a threshold for the activations at the input of every linear (TEAL), for `eval --thresholds`.
+    /// Find an activation threshold for the input of every linear (TEAL), for `eval --thresholds`.
     Thresholds(thresholds::ThresholdsArgs),
-    /// Prune a checkpoint by several methods and say which is best, as far as the noise allows. Of a flag given
-    /// twice the last one counts.
+    /// Prune a checkpoint by several methods, measure each, and report which differences exceed the noise. If a flag
+    /// is given twice, the last value is used.
     #[command(args_override_self = true)]
     Compare(compare::CompareArgs),
-    /// Measure a model.
+    /// Measure the perplexity or the zero-shot accuracy of a model.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
-    /// Continue a text with a model, its weights compressed in memory and its activations pruned.
+    /// Continue a text with a model. Weights stay compressed in memory; activations can be pruned.
     Generate(generate::GenerateArgs),
     /// Check the reference, or the CUDA device, against golden files of the original code, stage by stage.
     Verify(verify::VerifyArgs),
-    /// Compare the tensors of two files, such as a golden file and what your own port computes.
+    /// Compare the tensors of two files, for example recorded results and those of your own port.
     CompareTensors(compare_tensors::CompareTensorsArgs),
-    /// Store a checkpoint in another format: dense, or without its zeros.
+    /// Store a checkpoint in another format: dense, or without the zeros.
     Convert(convert::ConvertArgs),
     /// List a checkpoint's tensors with shape, type, format, bytes and sparsity.
     Inspect(inspect::InspectArgs),
 }
 
-/// Whatever went wrong, with its causes.
+/// An error with its causes.
 pub type CliError = Box<dyn Error + Send + Sync>;
 
 impl Cli {
-    /// Runs the subcommand. Exit code 1 says that something was compared and differs, 2 that it could not be done.
+    /// Runs the subcommand. Exit code 1: a comparison found a difference. Exit code 2: the command could not run.
     pub fn run(self) -> ExitCode {
         let outcome = match self.command {
             Command::Demo(args) => demo::run(&args),
@@ -112,25 +112,25 @@ macro_rules! with_precision {
 }
 pub(crate) use with_precision;
 
-/// What computes.
+/// The device that computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendName {
-    /// The reference.
+    /// The reference implementation.
     Cpu,
     /// The first CUDA device, in f32.
     Cuda,
-    /// CUDA where it can be used, else the CPU.
+    /// CUDA if it can be used, otherwise the CPU.
     Auto,
 }
 
-/// Why CUDA cannot do what `--precision f64` asks for.
+/// Why `--precision f64` excludes CUDA.
 pub(crate) const IN_F32_ONLY: &str = "CUDA computes in f32, not --precision f64";
 
 impl BackendName {
-    /// The device it means; `None` is the CPU. `cannot` is why CUDA cannot do what else was asked for, if so.
+    /// The chosen device; `None` is the CPU. `cannot` names a requested option that CUDA does not support.
     ///
     /// # Errors
-    /// That, or why there is no device, where CUDA was asked for by name. `auto` says so in one line and takes the CPU.
+    /// With `cuda`: the unsupported option, or why no device can be used. `auto` prints that and uses the CPU.
     pub(crate) fn device(self, cannot: Option<&str>) -> Result<Option<Gpu>, CliError> {
         let device = || match cannot {
             Some(reason) => Err(CliError::from(format!("{reason}: use --backend cpu"))),
@@ -169,7 +169,7 @@ impl From<ActivationType> for FloatType {
 pub(crate) fn fraction(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(p) if (0.0..1.0).contains(&p) => Ok(p),
-        _ => Err(format!("`{text}` is no fraction: give a number in [0, 1), such as 0.5")),
+        _ => Err(format!("`{text}` is not a fraction: give a number in [0, 1), such as 0.5")),
     }
 }
 
@@ -177,7 +177,7 @@ pub(crate) fn fraction(text: &str) -> Result<f64, String> {
 pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
-        _ => Err(format!("`{text}` is no tolerance: give a number such as 1e-9, or 0")),
+        _ => Err(format!("`{text}` is not a tolerance: give a number such as 1e-9, or 0")),
     }
 }
 
@@ -185,7 +185,7 @@ pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
 #[derive(Args, Clone, Debug)]
 #[group(required = false, multiple = false)]
 pub struct DataSource {
-    /// Text file (UTF-8), or JSONL with a field `text` per line.
+    /// Text file (UTF-8), or JSONL with a field `text` in every line.
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
     /// Token windows: safetensors with a tensor `tokens` (windows x length, I64).
@@ -194,7 +194,7 @@ pub struct DataSource {
 }
 
 impl DataSource {
-    /// Token windows when the name ends in `.safetensors`, otherwise a text.
+    /// Token windows if the name ends in `.safetensors`, otherwise a text.
     pub fn of(file: &Path) -> Self {
         let file = Some(file.to_path_buf());
         match file.as_ref().and_then(|file| file.extension()) {
@@ -203,7 +203,7 @@ impl DataSource {
         }
     }
 
-    /// Cuts the text, or takes the token file's windows; `None` when neither is given.
+    /// Cuts the text into windows, or reads the windows of the token file; `None` if neither is given.
     ///
     /// # Errors
     /// [`WindowsError`].

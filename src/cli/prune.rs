@@ -48,34 +48,34 @@ pub struct PruneArgs {
     /// Fraction of weights to prune, or N:M (by default 0.5; gptaq prunes none).
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     weight_sparsity: Option<Sparsity>,
-    /// Fraction of activations that calibration prunes (by default 0.5, gptaq 0; Wanda and magnitude: none, whatever
-    /// is given).
+    /// Fraction of each token's activations to zero during calibration (by default 0.5; 0 for gptaq). Wanda and magnitude
+    /// are always calibrated on dense activations.
     #[arg(long, value_name = "P", value_parser = fraction, allow_negative_numbers = true)]
     activation_sparsity: Option<f64>,
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
     quantisation: Quantisation,
-    /// What gathers statistics and prunes; the model's forward pass stays on the CPU.
+    /// Device that gathers statistics and prunes. The forward pass of the model stays on the CPU.
     #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
     backend: BackendName,
     /// Arithmetic of calibration and pruning.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
-    /// How the pruned weights are stored. sparse-bitmask leaves the zeros out, as the compressed-tensors package does:
-    /// about 56 % of the bytes at 50 % in bf16.
+    /// How the pruned weights are stored. sparse-bitmask leaves out the zeros, in the layout of the compressed-tensors
+    /// package: about 56 % of the bytes at 50 % zeros in bf16.
     #[arg(long, value_enum, default_value_t)]
     format: StorageFormat,
     /// Type of the stored weights (by default as in the checkpoint).
     #[arg(long, value_enum)]
     dtype: Option<FloatType>,
-    /// Round the input of every linear to this type in both streams, as a run in that type would.
+    /// Round the input of every linear to this type in both streams, as a model that runs in that type does.
     #[arg(long, value_enum)]
     activation_dtype: Option<ActivationType>,
-    /// Damp a Hessian that is not positive definite ten times as much, up to 1, until it is.
+    /// If a Hessian is not positive definite, multiply the damping by ten, up to 1, until it is, and warn.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     damping_retry: bool,
-    /// Report how far each linear's output error is from that of the best weights for the same mask, on N of its rows.
+    /// Compare the output error of each linear with that of the best weights for the same mask, on N of its rows.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "32")]
     report_gap: Option<NonZeroUsize>,
     /// Continue a run that was interrupted, at its first unfinished layer.
@@ -86,21 +86,21 @@ pub struct PruneArgs {
     json: bool,
 }
 
-/// What the kept weights are rounded to.
+/// The grids that kept weights are rounded to.
 #[derive(Args)]
 struct Quantisation {
     /// Round the kept weights to grids of 2^B points, in the column loop (gptaq, duogpt, sparsegpt). The checkpoint
     /// holds the rounded weights as ordinary numbers, so that any runtime loads it; nothing is packed.
     #[arg(long, value_name = "B")]
     bits: Option<u32>,
-    /// A grid for every G input channels of a row, found on the weights as they stand at the first of them, instead of
-    /// one for the row.
+    /// Use one grid for every G input channels of a row, fitted to the weights at the moment when the first of these
+    /// channels is processed, instead of one grid per row.
     #[arg(long, value_name = "G", requires = "bits")]
     group_size: Option<usize>,
-    /// Grids from the smallest to the largest weight instead of equally far to both sides of zero.
+    /// Fit grids from the smallest to the largest weight, instead of symmetrically around zero.
     #[arg(long, requires = "bits")]
     asymmetric: bool,
-    /// Shrink each grid's range to where it rounds with the least error.
+    /// Shrink the range of each grid to the one with the least rounding error.
     #[arg(long, requires = "bits")]
     mse: bool,
 }
@@ -144,7 +144,7 @@ impl PruneArgs {
 /// Prunes and prints a line per linear, or the report as JSON.
 ///
 /// # Errors
-/// Whatever keeps the checkpoint from being pruned; nothing is written then.
+/// If the checkpoint cannot be pruned. Then no output is written.
 pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
     let gpu = args.backend.device(match (args.precision, args.quantisation.bits) {
         (Precision::F64, _) => Some(IN_F32_ONLY),

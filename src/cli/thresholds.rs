@@ -33,20 +33,21 @@ pub struct ThresholdsArgs {
     /// Seed of the windows' random starts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Fraction of the activations to prune; of each layer's weights that meet a zero.
+    /// Fraction of the activations to prune, weighted by the size of the linears: the share of each layer's weights that
+    /// are multiplied by a zero.
     #[arg(long, value_name = "P", default_value = "0.5", value_parser = fraction, allow_negative_numbers = true)]
     activation_sparsity: f64,
-    /// How it is distributed over the linears of a layer.
+    /// How this fraction is distributed over the linears of a layer.
     #[arg(long, value_enum, default_value_t = Allocation::Uniform)]
     allocation: Allocation,
-    /// Of the greedy allocation: what a linear grows by at a time, as a fraction of the layer's weights. Finer steps reach
-    /// smaller linears and take longer: P / S runs of each layer for each of its linears.
+    /// Step of the greedy allocation, as a fraction of the layer's weights. Smaller steps reach smaller linears and take
+    /// longer: each layer runs P / S times for each of its linears.
     #[arg(long, value_name = "S", default_value_t = 0.02)]
     step: f64,
     /// Arithmetic of the forward passes.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
-    /// Print the file to stdout too, and nothing else.
+    /// Also print the file to stdout, and nothing else.
     #[arg(long)]
     json: bool,
 }
@@ -54,7 +55,7 @@ pub struct ThresholdsArgs {
 /// Finds the thresholds, writes them, and prints a line per layer.
 ///
 /// # Errors
-/// Whatever keeps them from being found or written; nothing is written then.
+/// If they cannot be found or written. Then no file is written.
 pub fn run(args: &ThresholdsArgs) -> Result<ExitCode, CliError> {
     check_output(&args.output)?;
     let checkpoint = Checkpoint::open(&args.model)?;
@@ -81,7 +82,7 @@ pub fn run(args: &ThresholdsArgs) -> Result<ExitCode, CliError> {
         }
     }
     println!(
-        "{:.2} % of the weights meet a zero, {:.2} % asked for; thresholds in {}",
+        "{:.2} % of the weights are multiplied by a zero, {:.2} % were requested; thresholds in {}",
         100.0 * file.realised(),
         100.0 * file.activation_sparsity,
         args.output.display()
@@ -89,7 +90,7 @@ pub fn run(args: &ThresholdsArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Before the long work.
+/// Checked before the long work.
 fn check_output(path: &Path) -> Result<(), CliError> {
     let problem = |detail: &str| Err(format!("{}: {detail}", path.display()).into());
     if path.symlink_metadata().is_ok() {

@@ -41,7 +41,7 @@ impl<D: Device> Scratch<D> {
 }
 
 /// How many warps, or groups of warps, share the active columns.
-fn splits(n: usize, k: usize) -> usize {
+fn shares(n: usize, k: usize) -> usize {
     (BLOCKS / n.div_ceil(TILE)).clamp(1, k.div_ceil(FEWEST_COLUMNS).max(1))
 }
 
@@ -107,7 +107,7 @@ fn run<D: Device>(
     arguments.extend([y, &scratch.partial].map(|buffer| buffer.argument(device)));
     arguments.extend([scratch.arrived.argument(device), number(n).into()]);
     arguments.extend(last);
-    let grid = (number(n.div_ceil(TILE)), number(splits(n, k)));
+    let grid = (number(n.div_ceil(TILE)), number(shares(n, k)));
     device.launch(&Launch { file: &SPMSPV, kernel, grid, block: THREADS, arguments })
 }
 

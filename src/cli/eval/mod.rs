@@ -18,16 +18,16 @@ use crate::model::{CheckpointError, ModelConfig};
 #[derive(Args)]
 #[group(required = false, multiple = false)]
 pub struct ActivationPruning {
-    /// Fraction of activations pruned at the input of every linear: each token's smallest.
+    /// Fraction of each token's activations to zero at the input of every linear: the smallest ones.
     #[arg(long, value_name = "P", default_value = "0", value_parser = fraction, allow_negative_numbers = true)]
     pub(super) activation_sparsity: f64,
-    /// Prune what is not above the thresholds of this file of `duogpt thresholds`.
+    /// Zero the activations that are not above the thresholds in this file, written by `duogpt thresholds`.
     #[arg(long, value_name = "FILE")]
     thresholds: Option<PathBuf>,
 }
 
 impl ActivationPruning {
-    /// The file's thresholds, where there is one; the first `dense_tokens` tokens of a sequence are left alone.
+    /// The thresholds of the file, if one is given; the first `dense_tokens` tokens of a sequence stay dense.
     pub(super) fn thresholds(
         &self,
         config: &ModelConfig,
@@ -47,7 +47,7 @@ impl fmt::Display for ActivationPruning {
     }
 }
 
-/// What to measure.
+/// The measure.
 #[derive(Subcommand)]
 pub enum EvalCommand {
     /// Perplexity of consecutive, non-overlapping windows.
@@ -59,7 +59,7 @@ pub enum EvalCommand {
 /// Measures and prints.
 ///
 /// # Errors
-/// Whatever keeps the model from being measured.
+/// If the model cannot be measured.
 pub fn run(command: &EvalCommand) -> Result<ExitCode, CliError> {
     match command {
         EvalCommand::Perplexity(args) => perplexity::run(args),

@@ -26,12 +26,12 @@ pub struct PerplexityArgs {
     /// Tokens per window (by default 2048, or the model's context if that is shorter).
     #[arg(long, value_name = "T")]
     sequence_length: Option<usize>,
-    /// At most so many windows.
+    /// Use at most N windows.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     #[command(flatten)]
     pruning: ActivationPruning,
-    /// Fraction of each window's tokens, from its beginning, that thresholds leave dense (TEAL's own figures: 0.5).
+    /// Leave the first fraction F of each window's tokens dense (TEAL's published figures: 0.5).
     #[arg(long, value_name = "F", default_value = "0", value_parser = fraction, requires = "thresholds")]
     dense_prefix: f64,
     /// Round the input of every linear to this type.
@@ -48,7 +48,7 @@ pub struct PerplexityArgs {
 /// Measures and prints.
 ///
 /// # Errors
-/// Whatever keeps the model from being measured.
+/// If the model cannot be measured.
 pub fn run(args: &PerplexityArgs) -> Result<ExitCode, CliError> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let cut = Cut::Consecutive { limit: args.limit };

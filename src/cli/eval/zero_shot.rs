@@ -24,18 +24,18 @@ pub struct ZeroShotArgs {
     /// The model: a Hugging Face model directory.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Tasks.
+    /// Tasks to evaluate.
     #[arg(long, value_enum, value_name = "TASK,...", value_delimiter = ',', default_values_t = Task::ALL)]
     tasks: Vec<Task>,
-    /// Directory with a file `TASK.jsonl` per task: a document a line, in the fields that `datasets` exports.
+    /// Directory with a file `TASK.jsonl` for each task: one document per line, in the fields of the published data set.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[command(flatten)]
     pruning: ActivationPruning,
-    /// Only the first N documents of each task.
+    /// Use only the first N documents of each task.
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
-    /// Solved examples before each question; only 0 is built.
+    /// Number of solved examples before each question. Only 0 is supported.
     #[arg(long, value_name = "N", default_value_t = 0)]
     num_fewshot: usize,
     /// Arithmetic of the forward pass.
@@ -49,11 +49,11 @@ pub struct ZeroShotArgs {
 /// Measures and prints.
 ///
 /// # Errors
-/// Whatever keeps the model from being measured.
+/// If the model cannot be measured.
 pub fn run(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
     if args.num_fewshot != 0 {
         return Err(format!(
-            "--num-fewshot {}: solved examples before the question are not built; leave the flag out for zero shots",
+            "--num-fewshot {}: only 0 solved examples are supported; leave the flag out",
             args.num_fewshot
         )
         .into());
@@ -98,7 +98,7 @@ fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Accuracies in percent, and the paper's averages where their tasks are all there.
+/// Accuracies in percent, and each of the paper's averages whose tasks were all evaluated.
 fn table(outcomes: &[TaskOutcome], pruning: &ActivationPruning) -> String {
     let percent = |value: f64| format!("{:.2}", 100.0 * value);
     let cells = |metric: Option<Metric>| match metric {
