@@ -510,6 +510,75 @@ fn inspect_lists_shapes_types_and_sparsity() {
 }
 
 #[test]
+fn without_a_terminal_every_finished_step_has_a_line_on_stderr() {
+    let scratch = Scratch::new();
+    let (model, tokens) = (scratch.text("model"), scratch.calibration());
+    let (pruned, compressed) = (scratch.text("pruned"), scratch.text("compressed"));
+    let thresholds = scratch.text("thresholds.json");
+    let (tiny, data) = (fixture("tiny-llama"), fixture("zero_shot/data"));
+    let (tiny, data) = (tiny.to_str().unwrap(), data.to_str().unwrap());
+    let on_tokens = |command: &[&'static str], more: &[&'static str]| -> Vec<String> {
+        let arguments = [command, &["--model", &model, "--tokens", &tokens, "--json"], more].concat();
+        arguments.into_iter().map(String::from).collect()
+    };
+    let with_output = |mut arguments: Vec<String>, output: &str| {
+        arguments.extend(["--output".into(), output.into()]);
+        arguments
+    };
+    let strings = |arguments: &[&str]| arguments.iter().map(|argument| argument.to_string()).collect();
+    let layers = |what: &str, percents: [u32; 3]| -> Vec<String> {
+        let line = |(layer, percent)| format!("{what}layer {layer} of 3 ({percent} %");
+        (1..).zip(percents).map(line).collect()
+    };
+    let convert = ["convert", "--model", &model, "--output", &compressed, "--format", "sparse-bitmask"];
+    let zero_shot = [
+        "eval",
+        "zero-shot",
+        "--model",
+        tiny,
+        "--data",
+        data,
+        "--tasks",
+        "piqa,boolq",
+        "--limit",
+        "2",
+        "--json",
+    ];
+    let runs: [(Vec<String>, Vec<String>); 5] = [
+        // Every layer is as much work as another.
+        (
+            with_output(on_tokens(&["prune"], &["--block-size", "32"]), &pruned),
+            layers("duogpt: finished ", [33, 66, 100]),
+        ),
+        // The head is a fourth part.
+        (on_tokens(&["eval", "perplexity"], &[]), layers("perplexity: finished ", [25, 50, 75])),
+        (
+            with_output(on_tokens(&["thresholds"], &[]), &thresholds),
+            [
+                layers("thresholds: finished the thresholds of ", [16, 33, 50]),
+                layers("thresholds: finished applying them to ", [66, 83, 100]),
+            ]
+            .concat(),
+        ),
+        (strings(&convert), vec!["convert: finished model.safetensors (100 %".into()]),
+        (strings(&zero_shot), vec!["zero-shot: finished batch 1 of 1 (100 %".into()]),
+    ];
+    for (arguments, expected) in runs {
+        let outcome = duogpt(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let stderr = String::from_utf8_lossy(&outcome.stderr);
+        assert!(outcome.status.success(), "{arguments:?}: {stderr}");
+        let lines: Vec<(&str, &str)> = stderr.lines().map(|line| line.split_once(", ").unwrap()).collect();
+        assert_eq!(lines.iter().map(|line| line.0).collect::<Vec<_>>(), expected, "{arguments:?}");
+        for (_, times) in lines {
+            assert!(times.contains(" elapsed, ") && times.ends_with(" left)"), "{stderr}");
+        }
+        if arguments.iter().any(|argument| argument == "--json") {
+            serde_json::from_slice::<serde_json::Value>(&outcome.stdout).unwrap();
+        }
+    }
+}
+
+#[test]
 fn the_demo_without_its_model_says_where_it_looked() {
     let empty = tempfile::tempdir().unwrap();
     let fixtures = empty.path().to_str().unwrap();

@@ -109,6 +109,36 @@ fn a_second_run_computes_nothing_and_says_the_same() {
 }
 
 #[test]
+fn without_a_terminal_every_finished_step_has_a_line_on_stderr() {
+    let place = Place::new();
+    let finished = || -> Vec<String> {
+        let outcome = place.output(&[&TWO[..], &["--json"]].concat());
+        let stderr = String::from_utf8(outcome.stderr).unwrap();
+        let step = |line: &str| {
+            let step = line.strip_prefix("comparing: finished ").expect("a line of progress");
+            let (step, progress) = step.split_once(" (").unwrap();
+            assert!(progress.contains(" elapsed, ") && progress.ends_with(" left)"), "{line}");
+            step.to_string()
+        };
+        let last = stderr.lines().last().unwrap();
+        assert!(last.contains("(100 %, "), "{last}");
+        serde_json::from_slice::<Value>(&outcome.stdout).expect("stdout holds JSON alone");
+        stderr.lines().map(step).collect()
+    };
+    let steps = [
+        "reading the model",
+        "perplexity of dense at activation sparsity 0",
+        "perplexity of dense at activation sparsity 0.5",
+        "pruning wanda-0.5-0-0",
+        "perplexity of wanda-0.5-0-0 at activation sparsity 0",
+        "perplexity of wanda-0.5-0-0 at activation sparsity 0.5",
+    ];
+    assert_eq!(finished(), steps);
+    // What is known already is no step.
+    assert_eq!(finished(), steps[..1]);
+}
+
+#[test]
 fn a_result_is_computed_again_when_what_it_depends_on_changes() {
     let place = Place::new();
     let flags = ["--methods", "dense,duogpt"];

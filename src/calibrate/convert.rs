@@ -117,6 +117,7 @@ pub(super) fn write(
             observer.advance();
         }
         writer.sync()?;
+        observer.finished(&file.to_string_lossy());
         for (name, dtype, shape) in entries {
             total_bytes += shape.iter().product::<usize>() * dtype.bitsize() / 8;
             weight_map.insert(name, file.to_string_lossy().into());

@@ -236,6 +236,11 @@ impl ThresholdJob<'_> {
             let layer = self.checkpoint.layer::<T>(number)?;
             self.checkpoint.drop_pages();
             layers.push(self.layer(number, &layer, &forward, backend, &mut dense, observer)?);
+            observer.finished(&format!(
+                "the thresholds of layer {} of {}",
+                number + 1,
+                config.num_hidden_layers
+            ));
         }
         drop(dense);
 
@@ -266,6 +271,11 @@ impl ThresholdJob<'_> {
                 sparse.group(&layer, group);
             }
             self.windows.tokens.rows().into_iter().for_each(|_| observer.advance());
+            observer.finished(&format!(
+                "applying them to layer {} of {}",
+                number + 1,
+                config.num_hidden_layers
+            ));
         }
         Ok(file)
     }

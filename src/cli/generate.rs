@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::eval::ActivationPruning;
-use super::{BackendName, Bar, CliError, IN_F32_ONLY, Precision, fraction};
+use super::{BackendName, CliError, IN_F32_ONLY, Precision, Progress, fraction};
 use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::check_vocabulary;
 use crate::cuda::DeviceProducts;
@@ -183,9 +183,9 @@ fn continue_prompt<T: Scalar, P: Products<T>>(
         ..Activations::default()
     };
     let capacity = prompt.len().saturating_add(args.max_tokens).min(config.max_position_embeddings);
-    let bar = Bar::new("loading", false);
-    let decoder = Decoder::load(checkpoint, products, args.format, activations, capacity, &bar)?;
-    drop(bar);
+    let progress = Progress::new("loading", false);
+    let decoder = Decoder::load(checkpoint, products, args.format, activations, capacity, &progress)?;
+    drop(progress);
 
     let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed);
     let mut output = Output::new(tokenizer, prompt, !args.json);

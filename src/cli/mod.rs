@@ -8,6 +8,7 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 mod method;
+mod progress;
 pub mod prune;
 pub mod thresholds;
 pub mod verify;
@@ -17,14 +18,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::calibrate::windows::{Cut, Windows, WindowsError};
 use crate::cuda::Gpu;
 use crate::model::Checkpoint;
 use crate::model::tokenizer::Tokenizer;
-use crate::progress::Observer;
 use crate::tensors::FloatType;
+use progress::Progress;
 
 /// Reference and verification suite for the DuoGPT dual-sparse pruning algorithm.
 #[derive(Parser)]
@@ -224,61 +224,6 @@ impl DataSource {
             }
             (None, Some(tokens)) => Windows::from_tokens(tokens, config, length, rows).map(Some),
             (None, None) => Ok(None),
-        }
-    }
-}
-
-/// A progress bar with ETA on stderr; silent when stderr is no terminal.
-pub struct Bar {
-    bar: ProgressBar,
-    /// Prints results on the way.
-    lines: bool,
-}
-
-impl Bar {
-    /// A bar with a title. With `lines` results on the way are printed to stdout.
-    pub fn new(title: impl Into<String>, lines: bool) -> Self {
-        let bar = ProgressBar::no_length().with_message(title.into());
-        let style =
-            ProgressStyle::with_template("{msg} [{bar:32}] {percent:>3} %  {elapsed} elapsed, {eta} left")
-                .expect("the template is a constant");
-        bar.set_style(style.progress_chars("=> "));
-        Bar { bar, lines }
-    }
-
-    /// Prints to stdout, above the bar.
-    pub fn print(&self, text: &str) {
-        self.bar.suspend(|| println!("{text}"));
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-impl Observer for Bar {
-    fn begin(&self, total: u64) {
-        self.bar.reset();
-        self.bar.set_length(total);
-    }
-
-    fn advance(&self) {
-        self.bar.inc(1);
-    }
-
-    fn stage(&self, name: &str) {
-        self.bar.set_message(name.to_string());
-    }
-
-    fn warning(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("warning: {text}"));
-    }
-
-    fn result(&self, line: &str) {
-        if self.lines {
-            self.print(line);
         }
     }
 }

@@ -8,7 +8,8 @@ use clap::Args;
 
 use super::method::{MethodName, Profile, Settings, warn_of_order};
 use super::{
-    ActivationType, BackendName, Bar, CliError, DataSource, IN_F32_ONLY, Precision, fraction, with_precision,
+    ActivationType, BackendName, CliError, DataSource, IN_F32_ONLY, Precision, Progress, fraction,
+    with_precision,
 };
 use crate::backend::{Backend, Cpu};
 use crate::calibrate::PruneJob;
@@ -226,5 +227,5 @@ fn prune<T: Scalar, B: Backend<T>>(
         report_gap: args.report_gap.map(NonZeroUsize::get),
         resume: args.resume,
     };
-    Ok(job.run::<T, _>(backend, &Bar::new(method.name(), !args.json))?)
+    Ok(job.run::<T, _>(backend, &Progress::new(method.name(), !args.json))?)
 }

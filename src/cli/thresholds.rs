@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Bar, CliError, DataSource, Precision, fraction, with_precision};
+use super::{CliError, DataSource, Precision, Progress, fraction, with_precision};
 use crate::backend::Cpu;
 use crate::calibrate::thresholds::{Allocation, ThresholdFile, ThresholdJob};
 use crate::calibrate::windows::{Cut, Windows};
@@ -117,5 +117,5 @@ fn find<T: Scalar>(
         allocation: args.allocation,
         step: args.step,
     };
-    Ok(job.run::<T, _>(&Cpu, &Bar::new("thresholds", false))?)
+    Ok(job.run::<T, _>(&Cpu, &Progress::new("thresholds", false))?)
 }

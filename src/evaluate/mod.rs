@@ -17,18 +17,19 @@ use crate::progress::Observer;
 use crate::tensors::TensorError;
 
 /// Takes a stream from the bottom to the top, one layer in memory at a time, and hands each state on with its number and
-/// what makes logits of it.
-/// The observer hears `layers + 1` steps per state.
+/// the head, which makes logits of it. The observer hears `layers + 1` units per state.
 fn through_the_model<T: Scalar, B: Backend<T>, R: Send>(
     checkpoint: &Checkpoint,
     mut stream: Stream<T, B>,
     observer: &dyn Observer,
     then: impl Fn(usize, &State<T>, &Head<T>) -> R + Sync,
 ) -> Result<Vec<R>, TensorError> {
-    for number in 0..checkpoint.config.num_hidden_layers {
+    let layers = checkpoint.config.num_hidden_layers;
+    for number in 0..layers {
         let layer = checkpoint.layer::<T>(number)?;
         checkpoint.drop_pages();
         stream.layer(&layer, || observer.advance());
+        observer.finished(&format!("layer {} of {layers}", number + 1));
     }
     let head = checkpoint.head::<T>()?;
     let each = |(i, state): (usize, &State<T>)| {

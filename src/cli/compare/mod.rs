@@ -12,12 +12,12 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 
 use super::method::{MethodName, Settings, warn_of_order};
-use super::{Bar, CliError, DataSource, Precision, fraction, with_precision};
+use super::{CliError, DataSource, Precision, Progress, fraction, with_precision};
 use crate::backend::Cpu;
 use crate::calibrate::windows::Cut;
-use crate::evaluate::comparison::{MethodComparison, Point, Repeats};
+use crate::evaluate::comparison::{ComparisonReport, MethodComparison, Point, PointResult, Repeats, Steps};
 use crate::evaluate::zero_shot::ZeroShotError;
-use crate::evaluate::zero_shot::tasks::{Task, TaskData};
+use crate::evaluate::zero_shot::tasks::Task;
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
 use crate::model::Checkpoint;
@@ -157,7 +157,10 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, CliError> {
     let points = args.points()?;
     // The data first: a damaged line should be known before a large model is opened.
     let tasks = match &args.data {
-        Some(directory) => read_tasks(&args.tasks, directory, args.limit)?,
+        Some(directory) => {
+            let read = |task: &Task| task.read(directory, args.limit.map(NonZeroUsize::get));
+            unique(&args.tasks).iter().map(read).collect::<Result<_, ZeroShotError>>()?
+        }
         None => Vec::new(),
     };
     let checkpoint = Checkpoint::open(&args.model)?;
@@ -181,7 +184,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, CliError> {
         models: args.output.join("models"),
         keep: args.keep,
     };
-    with_precision!(args.precision, carry_out(&comparison, &args.output, args.json))
+    with_precision!(args.precision, compare(&comparison, &args.output, args.json))
 }
 
 impl CompareArgs {
@@ -220,53 +223,58 @@ fn unique<T: PartialEq + Copy>(given: &[T]) -> Vec<T> {
     unique
 }
 
-/// The data of every task, each once.
-pub(super) fn read_tasks(
-    tasks: &[Task],
-    directory: &Path,
-    limit: Option<NonZeroUsize>,
-) -> Result<Vec<TaskData>, ZeroShotError> {
-    unique(tasks).iter().map(|task| task.read(directory, limit.map(NonZeroUsize::get))).collect()
-}
-
 /// Compares, and shows the outcome: on stdout a table or JSON, in the output directory plot and JSON.
-pub(super) fn carry_out<T: Scalar>(
+fn compare<T: Scalar>(
     comparison: &MethodComparison,
     output: &Path,
     json: bool,
 ) -> Result<ExitCode, CliError> {
-    let start = Instant::now();
     let table = Table::of(comparison);
     if !json {
         println!("{}", table.head());
     }
-    let bar = Bar::new("comparing", false);
-    let report = comparison.run::<T, _>(&Cpu, &bar, |point| {
-        if !json {
-            bar.print(&table.point(point));
-        }
-    })?;
-    drop(bar);
-    let text = serde_json::to_string_pretty(&report)? + "\n";
-    fs::create_dir_all(output).map_err(TensorError::io(output))?;
-    let (plot, results) = (output.join("comparison.svg"), output.join("comparison.json"));
-    write_atomically(&plot, plot::draw(&report, &table)?.as_bytes())?;
-    write_atomically(&results, text.as_bytes())?;
-    if json {
-        print!("{text}");
-    } else {
-        println!("{}", table.legend());
-        let steps = report.steps;
-        println!(
-            "{} models pruned, {} results measured, {} taken from {}; {:.0} s\nplot in {}, all numbers in {}",
-            steps.pruned,
-            steps.measured,
-            steps.from_cache,
-            comparison.cache.display(),
-            start.elapsed().as_secs_f64(),
-            plot.display(),
-            results.display()
-        );
+    let done = run_and_write::<T>(comparison, output, |point| (!json).then(|| table.point(point)))?;
+    match json {
+        true => print!("{}", done.json),
+        false => println!("{}\n{}", table.legend(), done.closing),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A comparison that was run, and whose files are written.
+pub(super) struct Done {
+    pub report: ComparisonReport,
+    /// The report as it was written.
+    pub json: String,
+    /// What was computed, how long it took, and where the files are.
+    pub closing: String,
+}
+
+/// Runs a comparison and writes its plot and its results into the directory `output`. As soon as a point is finished,
+/// what `show` makes of it is printed to stdout.
+pub(super) fn run_and_write<T: Scalar>(
+    comparison: &MethodComparison,
+    output: &Path,
+    show: impl Fn(&PointResult) -> Option<String>,
+) -> Result<Done, CliError> {
+    let start = Instant::now();
+    let progress = Progress::new("comparing", false);
+    let print = |point: &PointResult| show(point).iter().for_each(|text| progress.print(text));
+    let report = comparison.run::<T, _>(&Cpu, &progress, print)?;
+    drop(progress);
+    let json = serde_json::to_string_pretty(&report)? + "\n";
+    fs::create_dir_all(output).map_err(TensorError::io(output))?;
+    let (plot, results) = (output.join("comparison.svg"), output.join("comparison.json"));
+    write_atomically(&plot, plot::draw(&report, &table::shown(comparison))?.as_bytes())?;
+    write_atomically(&results, json.as_bytes())?;
+    let Steps { pruned, measured, from_cache } = report.steps;
+    let closing = format!(
+        "Pruned {pruned} models and measured {measured} results in {:.0} s; {from_cache} results were already in {}.\n\
+         The plot is in {}, all numbers are in {}.",
+        start.elapsed().as_secs_f64(),
+        comparison.cache.display(),
+        plot.display(),
+        results.display()
+    );
+    Ok(Done { report, json, closing })
 }

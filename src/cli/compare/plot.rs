@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 
-use super::table::{Table, description, scale};
+use super::table::{description, scale};
 use crate::cli::CliError;
 use crate::evaluate::comparison::{ComparisonReport, MethodResult, PointResult, Quantity};
 use crate::reference::Sparsity;
@@ -22,17 +22,17 @@ const COLOURS: [(&str, RGBColor); 5] = [
 const STEP: i32 = 90;
 
 /// A panel per quantity: the points side by side, a line per method, with the spread over repeats and documents as a bar.
-pub(super) fn draw(report: &ComparisonReport, table: &Table) -> Result<String, CliError> {
+pub(super) fn draw(report: &ComparisonReport, shown: &[Quantity]) -> Result<String, CliError> {
     let (width, height) = (720, 400);
     let mut svg = String::new();
     {
         let measured = |point: &&PointResult| point.rows.iter().any(|row| !row.optimality_gap.is_empty());
         let with_gap = report.points.iter().find(measured);
-        let panels = table.shown.len() + usize::from(with_gap.is_some());
+        let panels = shown.len() + usize::from(with_gap.is_some());
         let area = SVGBackend::with_string(&mut svg, (width, height * panels as u32)).into_drawing_area();
         area.fill(&WHITE)?;
         let panels = area.split_evenly((panels, 1));
-        for (panel, &quantity) in panels.iter().zip(&table.shown) {
+        for (panel, &quantity) in panels.iter().zip(shown) {
             draw_panel(panel, &report.points, quantity)?;
         }
         if let (Some(point), Some(panel)) = (with_gap, panels.last()) {

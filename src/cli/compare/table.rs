@@ -8,7 +8,7 @@ use crate::reference::Sparsity;
 /// Its columns, which are known before the first number.
 pub(super) struct Table {
     /// What methods are compared by; each has a column, and one for the gap to dense.
-    pub(super) shown: Vec<Quantity>,
+    shown: Vec<Quantity>,
     perplexity: bool,
     optimality_gap: bool,
     repeats: u32,
@@ -17,19 +17,9 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn of(comparison: &MethodComparison) -> Self {
-        let tasks: Vec<Task> = comparison.tasks.iter().map(|data| data.task).collect();
-        let averages = [(Quantity::FiveTasks, &Task::FIVE[..]), (Quantity::SevenTasks, &Task::ALL)];
-        let averages = averages.into_iter().filter(|(_, of)| of.iter().all(|task| tasks.contains(task)));
-        let averages: Vec<(Quantity, &[Task])> = averages.collect();
-        let perplexity = comparison.evaluation.is_some();
-        let mut shown: Vec<Quantity> = perplexity.then_some(Quantity::Perplexity).into_iter().collect();
-        shown.extend(averages.iter().map(|(quantity, _)| *quantity));
-        // A task is shown by itself where no average has it.
-        let alone = tasks.iter().filter(|task| !averages.iter().any(|(_, of)| of.contains(task)));
-        shown.extend(alone.map(|&task| Quantity::Task(task)));
         Table {
-            shown,
-            perplexity,
+            shown: shown(comparison),
+            perplexity: comparison.evaluation.is_some(),
             optimality_gap: comparison.report_gap.is_some(),
             repeats: comparison.repeats.count,
             jitter: comparison.repeats.jitter,
@@ -108,6 +98,20 @@ impl Table {
         }));
         columns
     }
+}
+
+/// What methods are compared by: perplexity, the paper's averages, and each task that is in neither average.
+pub(super) fn shown(comparison: &MethodComparison) -> Vec<Quantity> {
+    let tasks: Vec<Task> = comparison.tasks.iter().map(|data| data.task).collect();
+    let averages = [(Quantity::FiveTasks, &Task::FIVE[..]), (Quantity::SevenTasks, &Task::ALL)];
+    let averages = averages.into_iter().filter(|(_, of)| of.iter().all(|task| tasks.contains(task)));
+    let averages: Vec<(Quantity, &[Task])> = averages.collect();
+    let mut shown: Vec<Quantity> = comparison.evaluation.iter().map(|_| Quantity::Perplexity).collect();
+    shown.extend(averages.iter().map(|(quantity, _)| *quantity));
+    // A task is shown by itself where no average has it.
+    let alone = tasks.iter().filter(|task| !averages.iter().any(|(_, of)| of.contains(task)));
+    shown.extend(alone.map(|&task| Quantity::Task(task)));
+    shown
 }
 
 type Cell = dyn Fn(&PointResult, &MethodResult) -> String;

@@ -9,7 +9,7 @@ use super::ActivationPruning;
 use crate::backend::Cpu;
 use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::{Cut, Windows};
-use crate::cli::{ActivationType, Bar, CliError, DataSource, Precision, fraction, with_precision};
+use crate::cli::{ActivationType, CliError, DataSource, Precision, Progress, fraction, with_precision};
 use crate::evaluate::perplexity::{Perplexity, perplexity};
 use crate::linalg::Scalar;
 use crate::model::Checkpoint;
@@ -80,5 +80,5 @@ fn measure<T: Scalar>(
         sparsity: args.pruning.activation_sparsity,
         thresholds: thresholds.as_ref(),
     };
-    Ok(perplexity::<T, _>(checkpoint, windows, activations, &Cpu, &Bar::new("perplexity", false))?)
+    Ok(perplexity::<T, _>(checkpoint, windows, activations, &Cpu, &Progress::new("perplexity", false))?)
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use super::ActivationPruning;
 use crate::backend::Cpu;
 use crate::calibrate::streams::Activations;
-use crate::cli::{Bar, CliError, Precision, with_precision};
+use crate::cli::{CliError, Precision, Progress, with_precision};
 use crate::evaluate::zero_shot::harness::{self, Run};
 use crate::evaluate::zero_shot::metrics::Metric;
 use crate::evaluate::zero_shot::tasks::{Task, TaskData};
@@ -79,9 +79,9 @@ fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
     let thresholds = args.pruning.thresholds(&checkpoint.config, 0)?;
     let sparsity = args.pruning.activation_sparsity;
     let activations = Activations { sparsity, thresholds: thresholds.as_ref(), ..Activations::default() };
-    let bar = Bar::new("zero-shot", false);
-    let outcomes = evaluate::<T, _>(&checkpoint, &tokenizer, &data, activations, &Cpu, &bar)?;
-    drop(bar);
+    let progress = Progress::new("zero-shot", false);
+    let outcomes = evaluate::<T, _>(&checkpoint, &tokenizer, &data, activations, &Cpu, &progress)?;
+    drop(progress);
     if args.json {
         let run = Run {
             model: &args.model,

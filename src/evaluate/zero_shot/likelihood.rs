@@ -11,7 +11,7 @@ use crate::evaluate::{log_sum_exp, through_the_model};
 use crate::linalg::Scalar;
 use crate::model::Checkpoint;
 use crate::model::forward::{Forward, Layout, State};
-use crate::progress::Observer;
+use crate::progress::{Observer, Portion};
 use crate::tensors::TensorError;
 
 /// What the model says of one request.
@@ -39,14 +39,19 @@ pub fn log_likelihoods<T: Scalar, B: Backend<T>>(
     observer: &dyn Observer,
 ) -> Result<Vec<Vec<Likelihood>>, TensorError> {
     let config = &checkpoint.config;
-    observer.begin((documents.len() * (config.num_hidden_layers + 1)) as u64);
+    let units = |documents: usize| (documents * (config.num_hidden_layers + 1)) as u64;
+    observer.begin(units(documents.len()));
     let shared: Vec<Shared> =
         documents.iter().map(|requests| Shared::new(requests, config.max_position_embeddings)).collect();
     let longest = shared.iter().flat_map(|shared| &shared.requests).map(|request| request.length).max();
     let forward = Forward::<T>::new(config, longest.unwrap_or(0));
     let mut likelihoods = Vec::with_capacity(documents.len());
-    for batch in batches(&shared) {
-        let (shared, documents) = (&shared[batch.clone()], &documents[batch]);
+    let batches = batches(&shared);
+    for (number, batch) in batches.iter().enumerate() {
+        let name = format!("batch {} of {}", number + 1, batches.len());
+        let portion = Portion::new(observer, units(batch.len()), name);
+        portion.begin(units(batch.len()));
+        let (shared, documents) = (&shared[batch.clone()], &documents[batch.clone()]);
         let embedding = checkpoint.embedding::<T>()?;
         let states = shared.iter().map(|shared| {
             let tokens = ArrayView1::from(&shared.tokens);
@@ -54,13 +59,14 @@ pub fn log_likelihoods<T: Scalar, B: Backend<T>>(
         });
         let stream = Stream::of(&forward, backend, states.collect(), activations);
         drop(embedding);
-        likelihoods.extend(through_the_model(checkpoint, stream, observer, |i, state, head| {
+        likelihoods.extend(through_the_model(checkpoint, stream, &portion, |i, state, head| {
             let each = shared[i].requests.iter().zip(&documents[i]);
             each.map(|(placed, request)| {
                 placed.score(&request.continuation, state, |hidden| forward.logits(head, hidden))
             })
             .collect()
         })?);
+        portion.finish();
     }
     Ok(likelihoods)
 }
