@@ -1,4 +1,4 @@
-//! Activation pruning: which inputs of a linear layer count for one token.
+//! Activation pruning: which inputs of a linear layer stay active for one token.
 
 use ndarray::{ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn the_index_is_the_floor_of_the_f64_product() {
-        // 0.29 * 100 is 28.999999999999996 in f64: 28 entries go, also for f32 activations.
+        // 0.29 * 100 is 28.999999999999996 in f64: 28 entries are pruned, also for f32 activations.
         let mut x = ndarray::Array2::from_shape_fn((1, 100), |(_, j)| j as f32 + 1.0);
         prune_activations(x.view_mut(), 0.29);
         assert_eq!(x.iter().filter(|x| **x == 0.0).count(), 28);

@@ -20,24 +20,24 @@ impl Alpha {
     }
 }
 
-/// Which weights of a block feed D in the update of the columns to its right.
+/// Which weights of a block D multiplies in the update of the columns to its right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LazyUpdate {
     /// The pruned ones: the paper's Algorithm 1 and the original code.
     Pruned,
-    /// Each column as it was at its turn, before pruning: what the derivation asks for, and what happens inside
-    /// the block.
+    /// Each column at its turn, before pruning: what the derivation asks for, and what the loop does inside the
+    /// block.
     Compensated,
 }
 
-/// What becomes of the weights of a dead input channel (H_pp = 0: the calibration never saw it).
+/// How the weights of a dead input channel are treated (H_pp = 0: it was zero in all calibration data).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeadChannels {
-    /// Zeroed, as in the original code.
+    /// Set to zero, as in the original code.
     Zero,
-    /// Left to the loop, with H_pp = 1 like the rest of the column's statistics: nothing compensates them.
+    /// Processed like the others, with H_pp = 1; nothing compensates them.
     Keep,
 }
 
@@ -57,14 +57,14 @@ pub struct PruneConfig {
     pub alpha: Alpha,
     /// The order of the columns.
     pub column_order: ColumnOrder,
-    /// What feeds D across blocks.
+    /// The weights that D multiplies across blocks.
     pub lazy_update: LazyUpdate,
-    /// Where the cut through a block's scores lies.
+    /// Where the threshold of a block's scores lies.
     pub threshold: Threshold,
-    /// What becomes of dead input channels.
+    /// How dead input channels are treated.
     pub dead_channels: DeadChannels,
-    /// A factor on all statistics: 1 (DuoGPT) or 2 (SparseGPT, GPTAQ). Felt only where there are dead channels,
-    /// whose entry 1 it does not scale.
+    /// A factor on all statistics: 1 (DuoGPT) or 2 (SparseGPT, GPTAQ). It changes the result only if there are dead
+    /// channels, whose entry 1 it does not scale.
     pub hessian_scale: f64,
 }
 
@@ -135,8 +135,8 @@ impl PruneConfig {
 }
 
 impl Default for PruneConfig {
-    /// What measured best on the small model at 50 % weights and 50 % activations, over four calibration sets
-    /// (`scripts/measure-profiles.sh`, table in `docs/differences.md`): natural order (every sorted order costs 0.2
+    /// The settings that measured best on the small model at 50 % weights and 50 % activations, over four calibration
+    /// sets (`scripts/measure-profiles.sh`, table in `docs/differences.md`): natural order (every sorted order costs 0.2
     /// perplexity there), damping 0.01 (0.05 and 0.1 are no better), and alpha 0.25 (with sparse activations as good
     /// as 0.5 within the noise, with dense ones better by 0.3). Differences below 0.15 are noise.
     fn default() -> Self {

@@ -1,8 +1,8 @@
-//! Why settings are refused, and why a layer cannot be pruned.
+//! Errors: settings that are refused, and layers that cannot be pruned.
 
 use super::FactorError;
 
-/// Settings that make no sense.
+/// Settings outside their range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ConfigError {
     /// A sparsity outside \[0, 1).
@@ -101,7 +101,7 @@ pub enum ConfigError {
 /// Why a layer could not be pruned.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PruneError {
-    /// Settings that make no sense.
+    /// Settings outside their range.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The Hessian has no factor.

@@ -29,12 +29,12 @@
 //!
 //! # Removing the next one
 //! The target stays w X~, so (w + dw) X - w X~ = -(r - dw X): the residual becomes r <- r - dw X. L_p always is the
-//! whole output error after the removal, and not what it adds. The removed column has no say any more: H^-1 <- H_-p^-1,
+//! whole output error after the removal, and not what it adds. The removed column takes no further part: H^-1 <- H_-p^-1,
 //! whose row and column p are zero.
 //!
 //! After one exact step r X^T is zero in every column that is left (there dw is the free minimum). So g = 0 from then on,
 //! and all later steps are OBC's. Together: **the exact greedy removal is OBC started at the least-squares
-//! optimum w + r X^T H^-1**. The residual is repaired once, by all columns, for the price of one solve per row.
+//! optimum w + r X^T H^-1**. All columns correct the residual once, at the cost of one solve per row.
 //!
 //! # What Algorithm 1 makes of it (Eq. 4 to 6)
 //! All rows take the columns in one order, and every column, kept or removed, is eliminated at its turn. The residual
@@ -42,8 +42,8 @@
 //! columns after p: that is Eq. 3 with r = w_p dX_p and H_-(<p), the Hessian without the columns before p
 //! ([`correction_by_elimination`]). What the split neglects:
 //!
-//! * in the update: column p itself and those before it could answer to the part of column p too, but are done (D is
-//!   strictly upper). The parts before p leave nothing to the columns after p: they were minimised over them;
+//! * in the update: column p itself and the columns before it could correct the part of column p too, but they are finished (D is
+//!   strictly upper). The parts before p leave nothing to correct: they were minimised over the columns after p;
 //! * in the score: the parts of the later columns, and all products of two parts, since r r^T is not a sum over parts;
 //! * the target: part p is w_p dX_p with w_p as compensated so far, not the original weight.
 //!
@@ -277,8 +277,8 @@ pub fn correction_by_elimination<T: Scalar>(
 }
 // ANCHOR_END: correction_by_elimination
 
-/// What the rows of one linear lack on the sparse input: r = w dX for each row w, as far as E asks for it. In the unit
-/// of the statistics, the mean over sequences. It costs no more than the rows that are looked at.
+/// The residual r = w dX of each row w of one linear, reduced to the two products that E needs. Means over sequences,
+/// like the statistics. The cost is proportional to the number of rows.
 #[derive(Clone, Debug)]
 pub struct Residual<T> {
     /// Sequences seen.
@@ -290,7 +290,7 @@ pub struct Residual<T> {
 }
 
 impl<T: Scalar> Residual<T> {
-    /// No sequences yet, for n rows and k input channels; so it is with dX = 0, too.
+    /// No sequences yet, for n rows and k input channels; also the residual of dX = 0.
     pub fn new(n: usize, k: usize) -> Self {
         Residual { sequences: 0, products: Array2::zeros((n, k)), norms: Array1::zeros(n) }
     }
@@ -307,8 +307,8 @@ impl<T: Scalar> Residual<T> {
         self.sequences += 1;
     }
 
-    /// From the statistics of the input: r X^T = w dX X^T. They do not know r r^T, for which see [`residual_norms`];
-    /// with zeros E is right up to a constant.
+    /// From the statistics of the input: r X^T = w dX X^T. They do not determine r r^T (`norms`, see
+    /// [`residual_norms`]); with zeros E is right up to a constant.
     ///
     /// # Errors
     /// [`PruneError`]: shapes that do not fit, statistics that are not finite.
@@ -331,19 +331,19 @@ impl<T: Scalar> Residual<T> {
     }
 }
 
-/// What pruning a linear layer wants to be small. For row w of W and w' = w + dw of W'
+/// The objective that pruning a linear layer minimises. For row w of W and w' = w + dw of W'
 ///
 /// ```text
 /// E = ||w' X^ - w X~||^2 + lambda ||dw||^2  =  dw (H + lambda I) dw^T - 2 r X^T dw^T + r r^T,     r = w dX
 /// ```
 ///
 /// with lambda = damping * mean(diag H), the damping of Algorithm 1 ([see above](self)). Damping 0 gives the output
-/// error alone. All of it is in the unit of the statistics: the mean over sequences.
+/// error alone. All terms are means over sequences, like the statistics.
 #[derive(Clone, Debug)]
 pub struct Objective<T> {
     /// H + lambda I (k x k); zero in the rows and columns of dead channels.
     hessian: Array2<T>,
-    /// Channels with H_pp = 0: no weight of theirs has any effect, so E does not count them.
+    /// Channels with H_pp = 0: their weights have no effect, so E leaves them out.
     dead: Vec<bool>,
 }
 
@@ -384,8 +384,8 @@ impl<T: Scalar> Objective<T> {
         Ok((dw * product).sum_axis(Axis(1)) + &residual.norms)
     }
 
-    /// The terms from which E is made, w (H + lambda I) w^T + r r^T of each row (n): E is known to a few roundings of
-    /// k times this.
+    /// The size of the terms of E, w (H + lambda I) w^T + r r^T of each row (n): the rounding error of E is a few times
+    /// k u times this.
     ///
     /// # Errors
     /// [`PruneError::Shape`].
@@ -443,7 +443,7 @@ impl<T: Scalar> Objective<T> {
         };
         for (i, mut rows) in optimal.axis_chunks_iter_mut(Axis(0), at_once).enumerate() {
             let rows = rows.axis_iter_mut(Axis(0)).into_par_iter().enumerate();
-            // All of them first, so that of several errors always the first row's is told.
+            // Solve all rows first, so that of several errors the first row's is always reported.
             let solved: Vec<_> = rows.map(|(row, w)| solve_row(i * at_once + row, w)).collect();
             solved.into_iter().collect::<Result<(), FactorError>>()?;
         }
@@ -488,7 +488,7 @@ pub fn residual_norms<T: Scalar>(
     Ok((&weight * &matmul(weight, dxdxt)).sum_axis(Axis(1)))
 }
 
-/// How far a method is from the best weights for its mask: the ratio of its error to theirs, 1 at best.
+/// The error of a method divided by the error of the best weights for its mask: 1 at best.
 pub fn optimality_gap(error: f64, best: f64) -> f64 {
     if error == best { 1.0 } else { error / best } // both can be zero
 }

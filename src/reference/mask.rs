@@ -101,14 +101,14 @@ impl<'de> Deserialize<'de> for Sparsity {
     }
 }
 
-/// Where the cut through a block's scores lies.
+/// Where the threshold of a block's scores lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Threshold {
-    /// Prune score <= sorted\[floor(p n B)\]: one more than the fraction says, and all ties; p = 0 still prunes
-    /// one per block. The original code.
+    /// Prune score <= sorted\[floor(p n B)\]: one weight more than the fraction, and all ties; p = 0 still prunes
+    /// one weight per block. The rule of the original code.
     Inclusive,
-    /// Exactly floor(p n B) per block; equal scores go by position, first row first, then first column.
+    /// Exactly floor(p n B) per block; equal scores are ordered by row, then by column.
     Exact,
 }
 

@@ -1,6 +1,6 @@
-//! The algorithm, to be read.
+//! The algorithm, written to be read.
 //!
-//! This module is the yardstick. Every equation of the paper stands here once, in the order in which it is used, in
+//! Every equation of the paper stands here once, in the order in which it is used, in
 //! plain code over `f32` or `f64`; the same text runs the real models. The `f64` instance is the oracle that other
 //! implementations are compared with. The `f32` instance measures how much error arithmetic alone makes. Where the
 //! paper and the original code differ, both exist, and a field of [`PruneConfig`] chooses.
@@ -8,16 +8,16 @@
 //! Read in this order:
 //!
 //! 1. [`activation`] what a linear layer sees at run time: each token's largest entries
-//! 2. [`statistics`] what pruning needs to know of the calibration data
-//! 3. [`order`] which column comes when
+//! 2. [`statistics`] what pruning needs of the calibration data
+//! 3. [`order`] in which order the columns are processed
 //! 4. [`factor`](mod@factor) from H to L with H^-1 = L L^T
 //! 5. [`score`](mod@score) what the output residual adds: Q, U, a, b, c, D, and the score S
-//! 6. [`mask`] which weights go
+//! 6. [`mask`] which weights are pruned
 //! 7. [`prune`](mod@prune) Algorithm 1, which puts the six together
 //! 8. [`exact`] what it approximates: Eq. 3 taken literally, and the best weights for a given mask
 //! 9. [`baseline`] SparseGPT, Wanda, magnitude and GPTAQ on the same inputs
 //! 10. [`teal`] thresholds that make activation pruning independent of the token
-//! 11. [`spmspv`] what it is all for: y = W (x * mask) with weights stored without their zeros
+//! 11. [`spmspv`] the product that dual sparsity speeds up: y = W (x * mask) with weights stored without their zeros
 //!
 //! # Notation
 //!

@@ -68,8 +68,8 @@ impl ColumnOrder {
     }
 }
 
-/// Run r of the ranked columns goes to block r mod (k / B); the weakest k mod B columns form the last, shorter
-/// block. Every block so gets its share of the strongest columns. `run` divides `block_size`.
+/// Run r of the ranked columns goes to block r mod (k / B). The weakest k mod B columns form the last, shorter
+/// block. So every block gets its share of the strongest columns. `run` divides `block_size`.
 fn interleave(ranked: Vec<usize>, run: usize, block_size: usize) -> Vec<usize> {
     let blocks = ranked.len() / block_size;
     let (dealt, weakest) = ranked.split_at(blocks * block_size);

@@ -1,8 +1,8 @@
 //! TEAL: activation pruning with one threshold per tensor, calibrated, instead of one per token.
 //!
 //! Calibration counts the magnitudes of a tensor in a histogram; the threshold t for a wanted sparsity is read off
-//! it, and at run time the entries with |x| > t stay. No token is sorted any more, and single tokens may be sparser
-//! or denser than wanted. How sparse each projection of a layer is to be, [`greedy_allocation`] decides. For a whole model
+//! it, and at run time the entries with |x| > t stay. No token is sorted, and a single token can be sparser or denser than
+//! wanted. [`greedy_allocation`] chooses the sparsity of each projection of a layer. For a whole model
 //! see [`calibrate::thresholds`](crate::calibrate::thresholds).
 
 use ndarray::{ArrayView2, ArrayViewMut2, s};
@@ -13,12 +13,12 @@ use crate::linalg::Scalar;
 
 /// Low bits of an f32 magnitude that a bin does not tell apart. What is left is bf16's: a bin per bf16 number.
 const DROPPED_BITS: u32 = 16;
-/// One for every pattern of the bits above, without the sign.
+/// One bin for every pattern of the higher bits, without the sign.
 const BINS: usize = 1 << (31 - DROPPED_BITS);
 
 /// How often each magnitude occurred in one tensor.
 ///
-/// The bins are logarithmic, 128 to an octave: no range need be known beforehand, and each is 0.4 to 0.8 % wide.
+/// The bins are logarithmic, 128 to an octave: the range need not be known beforehand, and each is 0.4 to 0.8 % wide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MagnitudeHistogram {
     bins: Vec<u64>,
@@ -72,8 +72,8 @@ impl MagnitudeHistogram {
     }
 }
 
-/// Zeroes the entries of `x` (tokens x k) with |x| <= t, but leaves the first `dense_tokens` tokens alone. TEAL keeps
-/// the first half of a prompt dense.
+/// Zeroes the entries of `x` (tokens x k) with |x| <= t, except in the first `dense_tokens` tokens. TEAL keeps the first
+/// half of a prompt dense.
 // ANCHOR: prune_below
 pub fn prune_below<T: Scalar>(mut x: ArrayViewMut2<T>, threshold: f64, dense_tokens: usize) {
     let first = dense_tokens.min(x.nrows());
@@ -84,10 +84,10 @@ pub fn prune_below<T: Scalar>(mut x: ArrayViewMut2<T>, threshold: f64, dense_tok
 
 /// Distributes an activation sparsity over the projections of one decoder layer (TEAL's greedy procedure).
 ///
-/// `sizes` are the weights of each projection, `target` the sparsity wanted of the layer: weights that meet a zero, as
-/// a fraction of all. All projections start dense. In each step one of them becomes sparser, by `step` of the layer's
-/// weights (the last step may be smaller): of all that can still grow, the one whose growth leaves the smallest
-/// `error`. As every step saves the same number of weights, that is the least error per weight. `error` measures the
+/// `sizes` are the numbers of weights of the projections, `target` the sparsity wanted of the layer: the fraction of its
+/// weights that are multiplied by a zero. All projections start dense. In each step one of them becomes sparser, by `step` of the layer's
+/// weights (the last step may be smaller): of the projections that can still become sparser, the one that then has the
+/// smallest `error`. As every step saves the same number of weights, that is the least error per weight. `error` measures the
 /// layer's output error for a trial of the sparsities; of equal errors the first projection's wins.
 ///
 /// # Errors

@@ -9,7 +9,7 @@
 //! | zero | 0 | round(-lo / scale) |
 //! | codes | -2^(b-1) .. 2^(b-1) - 1 | 0 .. 2^b - 1 |
 //!
-//! and a weight is stored as scale * (code - zero), code = round(w / scale) + zero moved into the range of the codes.
+//! and a weight is stored as scale * (code - zero), code = round(w / scale) + zero clamped to the range of the codes.
 //! Rounding is to nearest, ties to even. Zero is a point of every grid, so that pruned weights can be stored too.
 
 use ndarray::{Array2, ArrayView1, ArrayView2};
@@ -22,11 +22,11 @@ use crate::reference::prune::{Prepared, Pruned, Rounding, check_finite, prepare}
 use crate::reference::statistics::Statistics;
 use crate::reference::{ConfigError, PruneConfig, PruneError};
 
-/// Where a grid's points lie around zero.
+/// How the points of a grid lie around zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Symmetry {
-    /// Equally far to both sides.
+    /// Symmetrically.
     Symmetric,
     /// From the smallest to the largest weight.
     Asymmetric,
@@ -51,9 +51,9 @@ pub struct GridConfig {
     pub symmetry: Symmetry,
     /// How much of the range they cover.
     pub range: GridRange,
-    /// `None`: one grid per row, found on the original weights; what the loop moves out of its range is cut off, and
-    /// the columns behind make up for it. `Some(g)`: one for every g consecutive columns of a
-    /// row (in processing order; the last may be shorter), found on the weights as they stand at the first of them.
+    /// `None`: one grid per row, found on the original weights. Weights that the loop moves out of its range are clamped,
+    /// and later columns compensate. `Some(g)`: one grid for every g consecutive columns of a row (in processing order;
+    /// the last group may be shorter), found on the current weights when its first column is processed.
     pub group_size: Option<usize>,
 }
 
@@ -65,8 +65,8 @@ impl GridConfig {
         }
         match self.group_size {
             Some(0) => Err(ConfigError::NotPositive { what: "group size", value: 0.0 }),
-            // A group that began inside a block and left it would be measured on weights that still wait for that
-            // block's lazy update.
+            // The grid of a group that crosses the end of a block would be found on weights that lack that block's
+            // lazy update.
             Some(size) if !size.is_multiple_of(block_size) && !block_size.is_multiple_of(size) => {
                 Err(ConfigError::GridGroup { group_size: size, block_size })
             }
@@ -78,7 +78,7 @@ impl GridConfig {
 /// The points that the weights of one row, or one group of it, are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grid<T> {
-    /// The distance of two neighbours.
+    /// The distance of neighbouring points.
     pub scale: T,
     /// The code of the value 0.
     pub zero: T,
@@ -157,7 +157,7 @@ impl<T: Scalar> Grid<T> {
 pub struct Quantised<T> {
     /// The dequantised weight, and which weights were pruned: none by GPTAQ itself.
     pub pruned: Pruned<T>,
-    /// The code of each weight (n x k), original column order. In a replay: the code it would have got.
+    /// The code of each weight (n x k), original column order. In a replay: the code that the loop would have chosen.
     pub codes: Array2<i32>,
     /// The scales (n x grids per row; groups in *processing* order).
     pub scale: Array2<T>,
@@ -171,11 +171,11 @@ pub struct Quantised<T> {
 
 /// Quantises `weight` (n x k) with the statistics of its input.
 ///
-/// `config` steers the loop as in [`prune`](crate::reference::prune::prune); with [`PruneConfig::gptaq`] it prunes
+/// `config` has the same meaning as in [`prune`](crate::reference::prune::prune); with [`PruneConfig::gptaq`] it prunes
 /// nothing. With a sparsity in it the kept weights are quantised in the same loop: e then carries both errors.
 ///
 /// # Errors
-/// As [`prune`](crate::reference::prune::prune), and for grids that make no sense.
+/// As [`prune`](crate::reference::prune::prune), and for invalid grids.
 pub fn gptaq<T: Scalar>(
     weight: ArrayView2<T>,
     statistics: &Statistics<T>,
@@ -245,7 +245,7 @@ impl<T: Scalar> Quantised<T> {
     }
 }
 
-/// One row on its way through the loop; all in processing order.
+/// The state of one row in the loop, in processing order.
 struct QuantisedRow<'a, T> {
     config: &'a GridConfig,
     /// One for the whole row, or those of the groups that have begun.

@@ -1,4 +1,4 @@
-//! Packed values, and a bit per weight that says which are there.
+//! Packed values, and a bit per weight that says which are stored.
 
 use ndarray::{ArrayView2, Axis};
 
@@ -10,8 +10,8 @@ const WORDS: usize = TILE / u32::BITS as usize;
 /// A weight (n x k) as packed values with a bitmap per segment.
 ///
 /// Segments lie column by column, within a column tile by tile, and within a segment row by row. Row i of a tile is bit i mod 32
-/// of word i / 32. The value at a set bit is the one after as many as the word's prefix says, and as there are bits set below it
-/// in its word: every row finds its value without looking at other words.
+/// of word i / 32. The position of the value at a set bit is the word's prefix plus the number of set bits below it in its
+/// word: a row finds its value without reading other words.
 #[derive(Clone, Debug)]
 pub struct TileBitmap<V> {
     segments: Segments,
@@ -26,17 +26,17 @@ impl<V: Value> TileBitmap<V> {
         &self.segments
     }
 
-    /// Packed values, segments filled up with +0, and [`READ_AHEAD`] of filling.
+    /// Packed values, segments padded with +0, then [`READ_AHEAD`] values of padding.
     pub fn values(&self) -> &[V] {
         &self.values
     }
 
-    /// Which rows have a value: the words of column j and tile t at j * tiles + t.
+    /// Which rows have a value: the words of column j and tile t at index j * tiles + t.
     pub fn bitmap(&self) -> &[[u32; WORDS]] {
         &self.bitmap
     }
 
-    /// How many values of its segment come before those of each word.
+    /// For each word, the number of values of its segment that come before.
     pub fn prefix(&self) -> &[[u8; WORDS]] {
         &self.prefix
     }

@@ -1,4 +1,4 @@
-//! Every weight, column by column: what skipping columns alone saves.
+//! Every weight, column by column: saves only the columns that are skipped.
 
 use ndarray::ArrayView2;
 
@@ -9,7 +9,7 @@ use super::{ALIGN, Format, READ_AHEAD, Value};
 pub struct Dense<V> {
     n: usize,
     k: usize,
-    /// k columns of [`stride`](Self::stride) values, filled up with +0.
+    /// k columns of [`stride`](Self::stride) values, padded with +0.
     values: Vec<V>,
 }
 
@@ -19,7 +19,7 @@ impl<V: Value> Dense<V> {
         self.n.next_multiple_of(ALIGN)
     }
 
-    /// The columns, one after the other, and [`READ_AHEAD`] of filling.
+    /// The columns, one after the other, then [`READ_AHEAD`] values of padding.
     pub fn values(&self) -> &[V] {
         &self.values
     }

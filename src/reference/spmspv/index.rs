@@ -1,4 +1,4 @@
-//! Packed values, and beside each the byte that says which row of the tile it belongs to.
+//! Packed values, each with a byte for its row within the tile.
 
 use ndarray::{ArrayView2, Axis};
 
@@ -7,8 +7,8 @@ use super::{ALIGN, Format, Segments, TILE, Value};
 /// A weight (n x k) as packed values with 8-bit row indices.
 ///
 /// Segments lie column by column, within a column tile by tile, and within a segment row by row. So any 32 neighbouring
-/// values of a segment, one step of a warp, are of one column and have 32 different rows: nobody adds to the same
-/// output in the same step. That holds for filling too: +0 beside a row of the tile that has no value.
+/// values of a segment, one step of a warp, are of one column and have 32 different rows: no two of them are added to
+/// the same output in one step. That holds for padding too: +0 with a row of the tile that has no value.
 #[derive(Clone, Debug)]
 pub struct TileIndex<V> {
     segments: Segments,
@@ -22,7 +22,7 @@ impl<V: Value> TileIndex<V> {
         &self.segments
     }
 
-    /// Packed values, segments filled up with +0.
+    /// Packed values, segments padded with +0.
     pub fn values(&self) -> &[V] {
         &self.values
     }
@@ -47,7 +47,7 @@ impl<V: Value> Format<V> for TileIndex<V> {
                     values.push(w);
                     rows.push(row);
                 }
-                // A tile that lacks fewer than ALIGN values to the next multiple has as many free rows: TILE is one.
+                // A segment that needs padding has enough rows without a value: TILE is a multiple of ALIGN.
                 let filling = values.len().next_multiple_of(ALIGN) - values.len();
                 let free = (0..=u8::MAX).filter(|&row| tile.get(row as usize).is_none_or(|w| w.is_zero()));
                 rows.extend(free.take(filling));

@@ -1,8 +1,8 @@
 //! Dual-sparse decoding: y = W (x * mask) from weights that are stored without their zeros.
 //!
-//! One token meets each weight once, so the product takes as long as reading W does. Two things make it shorter. A column
-//! whose x_j was pruned is not read at all, so columns must be contiguous: every format here is
-//! column-major. And zero weights are not stored, for which the format must say where the others belong:
+//! One token uses each weight once, so the product takes as long as reading W. Two things reduce the bytes. A column whose x_j
+//! was pruned is not read, so columns must be contiguous: every format here is column-major. And zero weights are not
+//! stored, so the format must record where the others belong:
 //!
 //! | format | besides the values | bytes per bf16 weight at 50 % | and with 50 % of x |
 //! |---|---|---|---|
@@ -10,12 +10,12 @@
 //! | [`TileIndex`] | a byte per value: its row within the tile | 1.516 | 0.758 |
 //! | [`TileBitmap`] | a bit per weight, and a byte per 32 rows | 1.172 | 0.586 |
 //!
-//! A *tile* is [`TILE`] rows, so that a row within it is one byte and its outputs fit in a thread block's shared memory or a
-//! core's registers. A *segment* is one column of one tile, and begins at a multiple of [`ALIGN`] values, so that a 16-byte load may begin
-//! there. As segments differ in length, each has its offset.
+//! A *tile* is [`TILE`] rows, so that a row index within it is one byte and its outputs fit in the shared memory of a thread block or
+//! the registers of a core. A *segment* is one column of one tile, and begins at a multiple of [`ALIGN`] values, so that a 16-byte load may begin
+//! there. Segments differ in length, so each has an offset.
 //!
-//! What is stored is decided by bits: everything but +0. So negative zero, denormals, infinities and every NaN come
-//! back as they were, and +0 can mark what only fills a segment up.
+//! Every bit pattern except +0 is stored. So negative zero, denormals, infinities and every NaN come back unchanged, and +0
+//! can mark the padding of a segment.
 
 mod bitmap;
 mod dense;
@@ -38,10 +38,10 @@ use crate::linalg::Scalar;
 /// Rows of a tile.
 pub const TILE: usize = 256;
 
-/// Values to whose multiple a segment is filled up: at least 16 bytes of every type.
+/// A segment is padded to a multiple of this many values: at least 16 bytes of every type.
 pub const ALIGN: usize = 8;
 
-/// Values of filling behind the last segment, so that 32 values can be loaded from wherever one can lie.
+/// Values of padding after the last segment, so that 32 values can be loaded from any position.
 pub const READ_AHEAD: usize = 32;
 
 /// A storage format of an n x k weight.
@@ -55,14 +55,14 @@ pub trait Format<V: Value>: Sized {
     /// (n, k).
     fn dim(&self) -> (usize, usize);
 
-    /// Row and value of all that is stored of column j, top to bottom, without filling.
+    /// Row and value of everything stored for column j, top to bottom, without padding.
     fn column(&self, j: usize) -> impl Iterator<Item = (usize, V)>;
 
     /// Bytes of all arrays.
     fn bytes(&self) -> usize;
 
-    /// Bytes per weight of whole tiles of which a fraction `density` is stored, offsets included; filling, at most
-    /// [`ALIGN`] - 1 values per segment, comes on top.
+    /// Bytes per weight of whole tiles of which a fraction `density` is stored, offsets included; padding, at most
+    /// [`ALIGN`] - 1 values per segment, is not.
     fn bytes_per_weight(density: f64) -> f64;
 
     /// The weight (n x k) that was stored, bit by bit.
@@ -108,13 +108,13 @@ impl Segments {
         Segments { n, k, offsets }
     }
 
-    /// Room for all values that a weight has in segments, so that they stay where they are while they become more.
+    /// A vector with the capacity for all values of a weight in segments, so that it is never reallocated.
     fn room<V: Value>(&self, weight: &ArrayView2<V>) -> Vec<V> {
         let stored = weight.fold(0, |stored, w| stored + usize::from(!w.is_zero()));
         Vec::with_capacity(stored + self.tiles() * self.k * (ALIGN - 1) + READ_AHEAD)
     }
 
-    /// Fills the segment at the end of `values` up with +0 and notes where the next begins.
+    /// Pads the segment at the end of `values` with +0 and records where the next begins.
     fn finish<V: Value>(&mut self, values: &mut Vec<V>) {
         values.resize(values.len().next_multiple_of(ALIGN), V::ZERO);
         let end = values.len() / ALIGN;

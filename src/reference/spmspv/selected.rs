@@ -1,4 +1,4 @@
-//! The activations that count for one token, as a list.
+//! The active inputs of one token, as a list.
 
 use ndarray::{Array1, ArrayViewMut1, Axis};
 

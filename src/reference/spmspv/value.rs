@@ -4,11 +4,11 @@ use half::{bf16, f16};
 
 use crate::tensors::FloatType;
 
-/// A stored weight: `f32`, `f16` or `bf16`. Every one has an exact f32.
+/// A stored weight: `f32`, `f16` or `bf16`. Every value of these types is exact in f32.
 pub trait Value: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// The same type as a tensor's.
     const FLOAT: FloatType;
-    /// +0: what is not stored.
+    /// +0, which is not stored.
     const ZERO: Self;
 
     /// The bit pattern, in the low bits.
@@ -70,5 +70,5 @@ macro_rules! half_value {
     };
 }
 half_value!(f16, FloatType::F16, f16::to_f32);
-// The upper half of an f32. (The library's own has a case for signalling NaNs.)
+// The upper half of an f32. (The conversion of `half` changes signalling NaNs.)
 half_value!(bf16, FloatType::Bf16, |x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16));
