@@ -5,9 +5,9 @@ use super::kernel_files::ACTIVATION;
 use super::launch::{THREADS, launch, number};
 use crate::device_error::DeviceError;
 
-/// Numbers that the activation kernels take.
+/// A number type of the activation kernels.
 pub trait ActivationType: Plain {
-    /// The suffix of their kernels.
+    /// The suffix of the kernels for this type.
     const SUFFIX: &'static str;
 }
 
@@ -65,7 +65,7 @@ pub fn activation<T: ActivationType, D: Device>(
     Ok(Kept { x: out, columns, count })
 }
 
-/// The first version: slow, plainly right.
+/// Version 1: slow and simple, to check the fast one.
 ///
 /// # Errors
 /// [`DeviceError`].

@@ -49,7 +49,7 @@ pub fn gemm<D: Device>(
     device.gemm((n, m, inner), alpha, b.operand(), a.operand(), beta, c.operand())
 }
 
-/// Replaces a symmetric matrix (k x k) by its lower Cholesky factor M; what stands right of the diagonal stays.
+/// Replaces a symmetric matrix (k x k) by its lower Cholesky factor M; entries right of the diagonal stay.
 /// `Err` in the inner result: the first column, from 0, whose pivot is not positive.
 ///
 /// A = R^T R with the column-major upper triangle R: read row-major, R is M.
@@ -61,9 +61,9 @@ pub fn cholesky<D: Device>(device: &D, k: usize, a: Rows) -> Result<Result<(), u
     Ok(if info == 0 { Ok(()) } else { Err(info - 1) })
 }
 
-/// B <- B M^-1 for lower triangular M (k x k) and B (n x k). What stands right of M's diagonal is not read.
+/// B <- B M^-1 for lower triangular M (k x k) and B (n x k). Entries right of M's diagonal are not read.
 ///
-/// B M^-1 = (R^-1 B^T)^T with R = M^T, which is what the library is asked for.
+/// B M^-1 = (R^-1 B^T)^T with R = M^T, and the library solves for the transpose.
 ///
 /// # Errors
 /// [`DeviceError::Failed`].

@@ -1,4 +1,4 @@
-//! What the host code asks of a device: the seam between it and CUDA, or the emulator of the tests.
+//! The trait of a device: implemented by CUDA, and by the emulator of the tests.
 
 use std::marker::PhantomData;
 
@@ -82,13 +82,13 @@ pub trait Device: Send + Sync {
     /// Name and versions, for reports.
     fn describe(&self) -> String;
 
-    /// Memory with any content.
+    /// Uninitialised memory.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`].
     fn alloc(&self, bytes: usize) -> Result<Self::Memory, DeviceError>;
 
-    /// Where it begins.
+    /// The address of its first byte.
     fn address(&self, memory: &Self::Memory) -> u64;
 
     /// Host to device, from the beginning of `to`.
@@ -103,13 +103,13 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::Failed`], also for an earlier launch that failed since.
     fn download(&self, from: &Self::Memory, to: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Starts a kernel.
+    /// Launches a kernel.
     ///
     /// # Errors
     /// [`DeviceError::Compile`], [`DeviceError::Failed`].
     fn launch(&self, launch: &Launch) -> Result<(), DeviceError>;
 
-    /// C (m x n) <- alpha A (m x inner) B (inner x n) + beta C, in f32 without shortcuts. With beta = 0, C is not read.
+    /// C (m x n) <- alpha A (m x inner) B (inner x n) + beta C, in full f32 (no TF32). With beta = 0, C is not read.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].
@@ -145,12 +145,12 @@ pub struct Buffer<T, D: Device> {
 }
 
 impl<T: Plain, D: Device> Buffer<T, D> {
-    /// Numbers of any value.
+    /// Uninitialised numbers.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`].
     pub fn new(device: &D, len: usize) -> Result<Self, DeviceError> {
-        // No device gives memory of no bytes.
+        // An allocation of zero bytes is an error on a device.
         let memory = device.alloc(len.max(1) * size_of::<T>())?;
         Ok(Buffer { memory, len, of: PhantomData })
     }
@@ -201,7 +201,7 @@ impl<T: Plain, D: Device> Buffer<T, D> {
     /// The address of number `index`.
     ///
     /// # Panics
-    /// When it lies behind the end.
+    /// If it lies beyond the end.
     pub fn address(&self, device: &D, index: usize) -> u64 {
         assert!(index <= self.len, "element {index} of a buffer of {}", self.len);
         device.address(&self.memory) + (index * size_of::<T>()) as u64

@@ -29,7 +29,7 @@ pub struct Gpu {
     solver: ManuallyDrop<DnHandle>,
     /// The device may read an upload's source after the call has returned.
     reads_host_memory: bool,
-    /// Of the driver, as 1000 major + 10 minor of the CUDA it is for.
+    /// The CUDA version of the driver, as 1000 major + 10 minor.
     driver: i32,
     /// Such as `sm_90`.
     architecture: String,
@@ -92,7 +92,7 @@ impl Gpu {
         })
     }
 
-    /// The CUDA version that the driver is for, as 1000 major + 10 minor.
+    /// The CUDA version of the driver, as 1000 major + 10 minor.
     pub fn driver(&self) -> i32 {
         self.driver
     }
@@ -116,7 +116,7 @@ impl Gpu {
         Ok((free, used))
     }
 
-    /// The one stream that all work is on: for timing events, and for libraries of the caller's own.
+    /// The stream of all work: for timing events, and for further libraries of the caller.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
@@ -126,7 +126,7 @@ impl Gpu {
         self.stream.context().bind_to_thread().map_err(failed("binding the device to a thread"))
     }
 
-    /// Compiled at first use, then kept on disk for the next process.
+    /// The module of a kernel file, compiled at first use and kept on disk for the next process.
     fn module(&self, file: &'static KernelFile) -> Result<Arc<CudaModule>, DeviceError> {
         let mut modules = self.modules.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(module) = modules.get(file.name) {
@@ -193,7 +193,7 @@ fn architecture(
 ) -> Result<String, DeviceError> {
     if major < 8 {
         return Err(DeviceError::Unavailable(format!(
-            "the device has compute capability {major}.{minor}, and 8.0 or newer is needed; use --backend cpu"
+            "the device has compute capability {major}.{minor}, and 8.0 or newer is required; use --backend cpu"
         )));
     }
     let runs = |&&known: &&i32| known / 10 == major && known % 10 <= minor;
@@ -207,7 +207,7 @@ fn architecture(
     }
 }
 
-/// Where `cuMemAllocAsync` takes memory from; none where the device has no such pools.
+/// The memory pool of `cuMemAllocAsync`; `None` if the device has none.
 fn memory_pool(context: &Arc<CudaContext>) -> Result<Option<sys::CUmemoryPool>, DriverError> {
     if !context.has_async_alloc() {
         return Ok(None);
@@ -228,11 +228,11 @@ fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<(), DriverError> {
     unsafe { sys::cuMemPoolSetAttribute(pool, attribute, std::ptr::from_mut(&mut most).cast()) }.result()
 }
 
-/// Bytes of a digest in front of kept machine code: the driver is told no length, and would read behind the end of a damaged
+/// Bytes of a digest in front of kept machine code: the driver is told no length, and would read beyond the end of a damaged
 /// file.
 const DIGEST: usize = 32;
 
-/// Machine code that [`keep`] wrote; none where there is none, or it is damaged.
+/// Machine code that [`keep`] wrote; `None` if there is none or it is damaged.
 fn read_kept(path: &Path) -> Option<Vec<u8>> {
     let mut content = fs::read(path).ok()?;
     let (digest, cubin) = content.split_at_checked(DIGEST)?;
@@ -240,14 +240,14 @@ fn read_kept(path: &Path) -> Option<Vec<u8>> {
     whole.then(|| content.split_off(DIGEST))
 }
 
-/// Keeps machine code for the next process. A cache that cannot be written costs seconds at the next start, and nothing else.
+/// Keeps machine code for the next process. If the cache cannot be written, the next start takes seconds longer.
 fn keep(path: &Path, cubin: &[u8]) {
     if path.parent().is_some_and(|parent| fs::create_dir_all(parent).is_ok()) {
         let _ = write_atomically(path, &[Sha256::digest(cubin).as_slice(), cubin].concat());
     }
 }
 
-/// Asks for every library: cudarc panics where one is missing.
+/// Checks that every library can be loaded: cudarc panics on a missing one.
 fn libraries() -> Result<(), DeviceError> {
     // SAFETY: loads libraries of NVIDIA and drops them again.
     let present = unsafe {

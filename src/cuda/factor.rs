@@ -151,7 +151,7 @@ fn correct<D: Device>(
     Ok((Some(d), score_scale))
 }
 
-/// dX X^T in processing order, and what it gives with L (each k x k).
+/// dX X^T in processing order, and its product with L (each k x k).
 pub(crate) struct Projection<D: Device> {
     /// scale * dX X^T, permuted.
     pub dxxt: Buffer<f32, D>,

@@ -4,7 +4,7 @@ use super::device::{Argument, Device, Launch};
 use super::kernel_files::KernelFile;
 use crate::device_error::DeviceError;
 
-/// Threads per block of every kernel that does not say otherwise.
+/// Threads per block, unless a kernel sets another number.
 pub(super) const THREADS: u32 = 256;
 
 /// A dimension or count as kernels take it.

@@ -7,7 +7,7 @@ use super::score::BlockColumns;
 use crate::device_error::DeviceError;
 use crate::reference::Threshold;
 
-/// Marks (1) the scores of one block that go, as [`Threshold::select`] does, and clears the others.
+/// Sets the mask of one block to 1 where the weight is pruned, as [`Threshold::select`] does, and to 0 elsewhere.
 ///
 /// # Errors
 /// [`DeviceError`].
@@ -56,7 +56,7 @@ pub fn mask<D: Device>(
     }
 }
 
-/// The first version: slow, plainly right.
+/// Version 1: slow and simple, to check the fast one.
 ///
 /// # Errors
 /// [`DeviceError`].
@@ -79,7 +79,7 @@ pub fn mask_counting<D: Device>(
     launch(device, &MASK, "mask_counting", block.numel(), 1, arguments)
 }
 
-/// The rank of the highest score that goes; `None` when none does.
+/// The rank of the highest score that is pruned; `None` if none is.
 fn rank(block: BlockColumns, threshold: Threshold, p: f64) -> Option<u32> {
     let index = (block.numel() as f64 * p).floor() as usize;
     match threshold {

@@ -9,7 +9,7 @@ use super::score::BlockColumns;
 use crate::device_error::DeviceError;
 use crate::reference::LazyUpdate;
 
-/// What the loop reads besides the weights; k x k matrices row-major, k the width of the layer.
+/// The operands of the loop besides the weights; k x k matrices row-major, k the width of the layer.
 pub struct Factors<'a, D: Device> {
     /// L^T (k x k, upper).
     pub lt: &'a Buffer<f32, D>,
@@ -51,7 +51,7 @@ pub enum PanelVersion {
     WarpPerRow,
 }
 
-/// What the loop leaves to the lazy update (each n x width).
+/// The results of the loop that the lazy update needs (each n x width).
 pub struct Panel<D: Device> {
     /// E: what each pruning leaves to compensate.
     pub e: Buffer<f32, D>,

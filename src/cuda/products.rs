@@ -1,5 +1,5 @@
-//! The products of a decoder on a device. What lies between them, norms and attention, stays on the host: a product takes its
-//! activations from there and brings its output back.
+//! The products of a decoder on a device. Norms and attention run on the host: each product uploads its activations and
+//! downloads its output.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,7 +15,7 @@ use crate::generate::weight::{Columns, Weight};
 /// A device that multiplies for a [`Decoder`](crate::generate::Decoder), in f32.
 pub struct DeviceProducts<'a, D: Device> {
     device: &'a D,
-    /// For one product after the other.
+    /// Scratch memory of one product at a time.
     scratch: Mutex<Scratch<D>>,
 }
 
@@ -64,7 +64,7 @@ impl<D: Device + 'static> Products<f32> for DeviceProducts<'_, D> {
         Ok(OnDevice { dim, column_bytes, product })
     }
 
-    /// Token by token, those of a prompt too.
+    /// Multiplies token by token, in a prompt too.
     fn multiply(
         &self,
         weights: &[OnDevice<D>],

@@ -14,21 +14,21 @@ use crate::reference::order::inverse;
 use crate::reference::prune::{Pruned, check_finite};
 use crate::reference::{DeadChannels, PruneConfig, PruneError, Sparsity, activation};
 
-/// Statistics and pruning on a device, in f32. The model's forward pass stays on the CPU, and activation pruning, which
-/// belongs to it, with it.
+/// Statistics and pruning on a device, in f32. The forward pass of the model, and activation pruning as a part of it, run
+/// on the CPU.
 pub struct Cuda<D> {
-    /// What computes.
+    /// The device that computes.
     pub device: D,
 }
 
-/// Statistics on the device, or why they could not be gathered: [`Backend::prepare`] says so.
+/// Statistics on the device, or the error that ended the gathering, which [`Backend::prepare`] returns.
 pub struct DeviceStatistics<D: Device>(Result<Statistics<D>, DeviceError>);
 
 impl<D: Device> DeviceStatistics<D> {
     /// The statistics.
     ///
     /// # Errors
-    /// What kept them from being gathered.
+    /// The error that ended the gathering.
     pub fn get(&self) -> Result<&Statistics<D>, DeviceError> {
         self.0.as_ref().map_err(Clone::clone)
     }
@@ -116,14 +116,14 @@ pub struct PrunedOnDevice<D: Device> {
     pub score: Buffer<f32, D>,
 }
 
-/// Algorithm 1 on a weight that is on the device already (n x k, finite), with a mask to use instead of deciding, if there is
-/// one (1 = pruned). Nothing but the new weight says whether a value overflowed.
+/// Algorithm 1 on a weight that is on the device already (n x k, finite), optionally with a given mask
+/// (1 = pruned). An overflow shows only in the new weight.
 ///
 /// # Errors
 /// [`DeviceError`].
 ///
 /// # Panics
-/// When the weight does not have whole rows of k, or the mask another length.
+/// If the weight does not consist of whole rows of k, or the mask has another length.
 pub fn prune_on_device<D: Device>(
     device: &D,
     prepared: &Prepared<D>,
@@ -181,12 +181,12 @@ pub fn prune_on_device<D: Device>(
     })
 }
 
-/// As a device takes it.
+/// The values in the layout of a device.
 pub(crate) fn row_major<T: Copy>(a: ArrayView2<T>) -> Vec<T> {
     a.iter().copied().collect()
 }
 
-/// What a device gives back.
+/// A matrix from the values of a device.
 pub(crate) fn to_matrix<T>(values: Vec<T>, shape: (usize, usize)) -> Array2<T> {
     Array2::from_shape_vec(shape, values).expect("one value per entry")
 }

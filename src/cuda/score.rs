@@ -19,7 +19,7 @@ pub struct BlockColumns {
 }
 
 impl BlockColumns {
-    /// How many entries the block has.
+    /// Number of entries of the block.
     pub fn numel(self) -> usize {
         self.n * self.width
     }

@@ -1,4 +1,4 @@
-//! The activations of one token that count, as a list that stays on the device; see
+//! The active inputs of one token, as a list that stays on the device; see
 //! [`reference::spmspv::Selected`](crate::reference::spmspv::Selected).
 
 use super::activation::{ActivationType, threshold_index};
@@ -9,7 +9,7 @@ use crate::device_error::DeviceError;
 use crate::generate::Keep;
 use crate::reference::spmspv;
 
-/// RMSNorm in front of the selection: x / sqrt(mean(x^2) + eps) g.
+/// RMSNorm before the selection: x / sqrt(mean(x^2) + eps) g.
 pub struct RmsNorm<'a, T, D: Device> {
     /// g (k).
     pub weight: &'a Buffer<T, D>,
@@ -17,20 +17,20 @@ pub struct RmsNorm<'a, T, D: Device> {
     pub eps: f32,
 }
 
-/// The selection of one token, and what it is made from; for one token after the other.
+/// The selection of one token, with its buffers; reused from token to token.
 pub struct Selected<T, D: Device> {
-    /// x behind the norm (k), where there is one.
+    /// x after the norm (k), if there is one.
     pub normed: Buffer<T, D>,
-    /// The selected columns, ascending, from the front of k.
+    /// The selected columns, ascending (the first entries of k).
     pub columns: Buffer<u32, D>,
-    /// Their activations, from the front of k.
+    /// Their activations (the first entries of k).
     pub x: Buffer<f32, D>,
-    /// How many they are (1).
+    /// Number of selected columns (1).
     pub count: Buffer<u32, D>,
 }
 
 impl<T: ActivationType, D: Device> Selected<T, D> {
-    /// Room for any selection of k activations, so far none.
+    /// An empty selection with room for k activations.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -63,7 +63,7 @@ impl<T: ActivationType, D: Device> Selected<T, D> {
         })
     }
 
-    /// Selects among `x` (k) those to keep, behind the norm, if any.
+    /// Selects the entries of `x` (k) to keep, after the norm if there is one.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -112,7 +112,7 @@ impl<T: ActivationType, D: Device> Selected<T, D> {
     }
 }
 
-/// The largest f32 that is not above t: with it, |x| <= t is the same question in f32 for every f32.
+/// The largest f32 that is not above t: |x| <= t has the same answer with it for every f32 x.
 fn floor(t: f64) -> f32 {
     let nearest = t as f32;
     if f64::from(nearest) > t { nearest.next_down() } else { nearest }

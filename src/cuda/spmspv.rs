@@ -1,7 +1,7 @@
 //! y = W (x * mask) on the device, over each storage format; see [`reference::spmspv`](crate::reference::spmspv).
 //!
-//! A product takes its list of columns from where [`Selected::select`] leaves it: between the activations of a linear and its
-//! output nothing waits for the host. Several matrices with one x (q, k and v; gate and up) are one product when their
+//! A product reads the list of columns that [`Selected::select`] left on the device: between the activations of a linear and
+//! its output nothing waits for the host. Several matrices with one x (q, k and v; gate and up) are one product when their
 //! rows are stacked.
 
 use super::activation::ActivationType;
@@ -12,7 +12,7 @@ use super::select::Selected;
 use crate::device_error::DeviceError;
 use crate::reference::spmspv::{self, Format, TILE, Value};
 
-/// Numbers that weights are stored in on a device.
+/// A type of stored weights.
 pub trait Element: Value + ActivationType {}
 impl<T: Value + ActivationType> Element for T {}
 
@@ -20,13 +20,13 @@ impl<T: Value + ActivationType> Element for T {}
 /// and with it the bits of y, depend on the shape alone.
 const BLOCKS: usize = 528;
 
-/// The fewest columns of a block's share: four for each of its warps.
+/// The smallest number of columns per block: four for each of its warps.
 const FEWEST_COLUMNS: usize = 32;
 
-/// Room for the sums of the splits. One for all products of a device: they come one after the other.
+/// Scratch memory for partial sums, shared by all products of a device, which run one after the other.
 pub struct Scratch<D: Device> {
     partial: Buffer<f32, D>,
-    /// How many splits of each tile are done; zero between products.
+    /// Number of finished shares of each tile; zero between products.
     arrived: Buffer<u32, D>,
 }
 
@@ -40,7 +40,7 @@ impl<D: Device> Scratch<D> {
     }
 }
 
-/// How many warps, or groups of warps, share the active columns.
+/// Number of blocks that share the active columns of a tile.
 fn shares(n: usize, k: usize) -> usize {
     (BLOCKS / n.div_ceil(TILE)).clamp(1, k.div_ceil(FEWEST_COLUMNS).max(1))
 }
@@ -62,13 +62,13 @@ pub trait Weight<T: Element, D: Device>: Sized {
     /// (n, k).
     fn dim(&self) -> (usize, usize);
 
-    /// Of the kernels that read it.
+    /// The suffix of its kernels.
     const KERNEL: &'static str;
 
     /// The kernels' arguments for it.
     fn arguments(&self, device: &D) -> Vec<Argument>;
 
-    /// y (n) = the sum over the selected columns of W_ij x_j, in f32. The same bits every time.
+    /// y (n) = the sum over the selected columns of W_ij x_j, in f32. Bit-identical in every run.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -141,12 +141,12 @@ impl<T: Element, D: Device> Weight<T, D> for Dense<T, D> {
 }
 
 impl<T: Element, D: Device> Dense<T, D> {
-    /// Where the first column begins, for a library's call.
+    /// The address of the first column, for library calls.
     pub fn address(&self, device: &D) -> u64 {
         self.values.address(device, 0)
     }
 
-    /// y (n) = W x for all of x (k), in f32: what sparsity has to beat.
+    /// y (n) = W x for all of x (k), in f32: the dense baseline.
     ///
     /// # Errors
     /// [`DeviceError`].

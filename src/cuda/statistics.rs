@@ -18,17 +18,18 @@ use crate::reference;
 pub enum StatisticsVersion {
     /// Products in f32.
     Plain,
-    /// Products on tensor cores, of half-width splits.
+    /// Products of 16-bit splits on tensor cores.
     TensorCores,
 }
 
-/// How many tokens wait on the device, at most, until they are multiplied. Each multiplication moves all of H and dX X^T, so
-/// more are faster; their splits take 6 (bf16 and f16) or 12 bytes (f32) times k per token.
+/// The largest number of tokens that are buffered on the device before they are multiplied. Each multiplication reads and
+/// writes all of H and dX X^T, so more tokens are faster; their splits take 6 (bf16 and f16) or 12 bytes (f32) times k per
+/// token.
 pub const CAPACITY: usize = 8192;
 
-/// Rows and columns of a tile, tokens of a chunk: what splits are padded to. As in `kernels/statistics.cu`.
+/// Rows and columns of a tile; with [`CHUNK`], the sizes that splits are padded to, as in `kernels/statistics.cu`.
 const TILE: usize = 128;
-/// See [`TILE`].
+/// Tokens of a chunk.
 const CHUNK: usize = 32;
 
 /// Sums over the calibration tokens, in the original column order; divided by the number of sequences they are the
@@ -45,7 +46,7 @@ pub struct Statistics<D: Device> {
     pending: Option<Pending<D>>,
 }
 
-/// The means of what dX = X~ - X^ leaves.
+/// The means of the statistics of dX = X~ - X^.
 pub struct ResidualStatistics<D: Device> {
     /// dX X^T (k x k).
     pub dxxt: Buffer<f32, D>,
@@ -53,7 +54,7 @@ pub struct ResidualStatistics<D: Device> {
     pub square_norms: Buffer<f32, D>,
 }
 
-/// A sum in pairs of floats: rows x columns.
+/// A double-float sum (rows x columns): the number is high + low, updated by TwoSum.
 struct Sum<D: Device> {
     high: Buffer<f32, D>,
     low: Buffer<f32, D>,
@@ -66,7 +67,7 @@ impl<D: Device> Sum<D> {
         Ok(Sum { high: zeros()?, low: zeros()?, shape })
     }
 
-    /// The sum divided by `count`, or by 1. Of a symmetric one the part right of the diagonal is not read.
+    /// The sum divided by max(`count`, 1). Of a symmetric sum the part right of the diagonal is not read.
     fn mean(&self, device: &D, count: usize, symmetric: bool) -> Result<Buffer<f32, D>, DeviceError> {
         let (rows, columns) = self.shape;
         let out = Buffer::new(device, rows * columns)?;
@@ -84,19 +85,19 @@ impl<D: Device> Sum<D> {
     }
 }
 
-/// What the inputs are, and so what their splits are.
+/// The narrowest type of the inputs, which determines their splits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inputs {
-    /// Every value is a bf16: one split for X^, two for dX, without loss.
+    /// Every value is a bf16: one split for X^, two for dX, both exact.
     Bf16,
-    /// Every value is an f16, at most half as large as they get, so that differences are too: as above.
+    /// Every value is an f16 of at most half the largest, so that differences are in range: splits as for bf16.
     F16,
-    /// Anything else: three bf16 splits each.
+    /// Other values: three bf16 splits for X^ and for dX.
     F32,
 }
 
 impl Inputs {
-    /// The narrowest type that holds every value of the inputs exactly. Values that are not numbers are held by f32.
+    /// The narrowest type that holds every value of the inputs exactly. NaN and infinities need f32.
     pub fn of(inputs: &[ArrayView2<f32>]) -> Self {
         let all = |holds: fn(f32) -> bool| inputs.iter().all(|x| x.iter().all(|&x| holds(x)));
         if all(|x| x.is_finite() && bf16::from_f32(x).to_f32() == x) {
@@ -116,7 +117,7 @@ impl Inputs {
         }
     }
 
-    /// Of X^ and of dX.
+    /// Number of splits of X^ and of dX.
     fn splits(self) -> (usize, usize) {
         match self {
             Inputs::Bf16 | Inputs::F16 => (1, 2),
@@ -133,9 +134,9 @@ impl Inputs {
     }
 }
 
-/// A type of inputs.
+/// A number type of inputs.
 pub trait Entry: Plain {
-    /// What they are.
+    /// The inputs of this type.
     const INPUTS: Inputs;
     /// The nearest number of this type.
     fn nearest(x: f32) -> Self;
@@ -159,14 +160,14 @@ impl Entry for f32 {
     }
 }
 
-/// Splits of the last tokens, not multiplied yet.
+/// Splits of the buffered tokens, which are not multiplied yet.
 struct Pending<D: Device> {
     inputs: Inputs,
-    /// Tokens so far.
+    /// Buffered tokens.
     tokens: Cell<usize>,
-    /// Of X^: split x capacity x padded k.
+    /// Splits of X^: split x capacity x padded k.
     x: Buffer<u16, D>,
-    /// Of dX; empty where nobody asks.
+    /// Splits of dX; empty without the statistics of dX.
     dx: Buffer<u16, D>,
 }
 
@@ -179,13 +180,13 @@ impl<D: Device> Statistics<D> {
         Self::of_version(device, k, with_residual, StatisticsVersion::TensorCores, CAPACITY)
     }
 
-    /// The same by a version of the kernels, and with another number of tokens that wait, a multiple of 32.
+    /// The same with a version of the kernels, and with another buffer of `capacity` tokens, a multiple of 32.
     ///
     /// # Errors
     /// [`DeviceError`].
     ///
     /// # Panics
-    /// When `capacity` is no positive multiple of 32.
+    /// If `capacity` is not a positive multiple of 32.
     pub fn of_version(
         device: &D,
         k: usize,
@@ -202,8 +203,8 @@ impl<D: Device> Statistics<D> {
         Ok(Statistics { k, sequences: 0, version, capacity, hessian, residual, pending: None })
     }
 
-    /// Takes one sequence in, dense and sparse input (tokens x k). What [`Inputs::of`] finds them to be decides how they
-    /// are multiplied; no bits are lost that f32 products would keep.
+    /// Takes one sequence in, dense and sparse input (tokens x k). [`Inputs::of`] finds their type, which
+    /// decides how they are multiplied; the result is as accurate as f32 products.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -235,14 +236,14 @@ impl<D: Device> Statistics<D> {
         Ok(())
     }
 
-    /// Takes one sequence in that lies on the device. An f16 sequence whose differences overflow gives statistics that are
+    /// Takes one sequence in whose inputs are on the device. An f16 sequence whose differences overflow gives statistics that are
     /// not finite, which [`prepare`](super::factor::prepare) refuses.
     ///
     /// # Errors
     /// [`DeviceError`].
     ///
     /// # Panics
-    /// When the inputs differ in size or are no rows of k.
+    /// If the inputs differ in size or do not consist of rows of k.
     pub fn update_on_device<T: Entry>(
         &mut self,
         device: &D,
@@ -284,7 +285,7 @@ impl<D: Device> Statistics<D> {
         self.hessian.mean(device, self.sequences, true)
     }
 
-    /// What dX leaves, where it was asked for: the mean over the sequences.
+    /// The statistics of dX, if they were requested: means over the sequences.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -295,7 +296,7 @@ impl<D: Device> Statistics<D> {
         Ok(Some(ResidualStatistics { dxxt: mean(dxxt)?, square_norms: mean(square_norms)? }))
     }
 
-    /// Multiplies what waits.
+    /// Multiplies the buffered tokens.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -351,7 +352,7 @@ impl<D: Device> Statistics<D> {
         Ok(())
     }
 
-    /// Splits tokens into splits, and multiplies whenever there is no room for more.
+    /// Splits tokens into the buffer, and multiplies whenever it is full.
     fn append<T: Entry>(
         &mut self,
         device: &D,
@@ -431,9 +432,9 @@ impl<D: Device> Statistics<D> {
         Ok(())
     }
 
-    /// Adds what is pending to H and dX X^T.
+    /// Adds the buffered tokens to H and dX X^T.
     fn multiply(&self, device: &D, pending: &Pending<D>) -> Result<(), DeviceError> {
-        const EIGHT: usize = 8; // numbers that move together
+        const EIGHT: usize = 8; // numbers per 16-byte copy
         let tokens = pending.tokens.replace(0);
         let tiles = number(self.stride() / TILE);
         if tokens == 0 || tiles == 0 {

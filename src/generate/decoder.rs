@@ -1,4 +1,4 @@
-//! The model in memory, and one sequence on its way through it.
+//! The model in memory, and the forward pass of one sequence through it.
 
 use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
@@ -14,8 +14,8 @@ use crate::model::{Checkpoint, CheckpointError};
 use crate::progress::Observer;
 use crate::tensors::FloatType;
 
-/// Tokens of a prompt that go through the model together: enough that decompressing a weight is little beside multiplying
-/// it, few enough that their activations are little beside the weights.
+/// Tokens of a prompt that are multiplied together: enough that multiplying a weight costs much more than decompressing
+/// it, few enough that their activations need much less memory than the weights.
 const CHUNK: usize = 256;
 
 /// A model whose weights stay in memory, compressed, and the rule for its activations.
@@ -24,7 +24,7 @@ pub struct Decoder<'a, T: Scalar, P: Products<T>> {
     products: P,
     activations: Activations<'a>,
     forward: Forward<T>,
-    /// Longest sequence.
+    /// The longest sequence, in tokens.
     capacity: usize,
     /// Without rows: they are read from the checkpoint.
     embedding: Embedding<T>,
@@ -73,12 +73,12 @@ pub struct Traffic {
     pub weight_bytes: usize,
     /// Bytes of keys and values.
     pub cache_bytes: usize,
-    /// By layer and linear: entries of the input that counted.
+    /// By layer and linear: active entries of the input.
     pub kept: Vec<Vec<usize>>,
 }
 
 impl Traffic {
-    /// Forgets all counts.
+    /// Sets all counts to zero.
     pub fn clear(&mut self) {
         self.kept.iter_mut().flatten().for_each(|kept| *kept = 0);
         *self = Traffic { kept: std::mem::take(&mut self.kept), ..Traffic::default() };
@@ -91,7 +91,7 @@ impl<T> Sequence<T> {
         self.length
     }
 
-    /// Whether it has not begun.
+    /// Whether it has no tokens yet.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -170,7 +170,7 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
         }
     }
 
-    /// Takes the sequence's next tokens through the model; returns the logits (vocabulary) behind the last of them.
+    /// Takes the sequence's next tokens through the model; returns the logits (vocabulary) after the last of them.
     ///
     /// # Errors
     /// [`GenerateError`] when a row of the embedding is not finite, or the device fails.
@@ -195,9 +195,9 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
         while !rest.is_empty() {
             let sparse_from = dense.saturating_sub(sequence.length);
             let longest = if sparse_from > 0 { sparse_from.min(CHUNK) } else { CHUNK };
-            let (chunk, behind) = rest.split_at(longest.min(rest.len()));
+            let (chunk, after) = rest.split_at(longest.min(rest.len()));
             hidden = self.pass(sequence, chunk, sparse_from > 0)?;
-            rest = behind;
+            rest = after;
         }
         let last = hidden.slice(s![-1.., ..]).to_owned();
         let (head, weight) = &self.head;
@@ -211,7 +211,7 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
         Ok(logits.output.index_axis_move(Axis(0), 0))
     }
 
-    /// The hidden states (tokens x hidden) behind the last layer.
+    /// The hidden states (tokens x hidden) after the last layer.
     fn pass(
         &self,
         sequence: &mut Sequence<T>,
@@ -252,7 +252,7 @@ impl<'a, T: Scalar, P: Products<T>> Decoder<'a, T, P> {
         Ok(state.hidden)
     }
 
-    /// Which entries of a linear's input count.
+    /// Which entries of a linear's input stay active.
     fn keep(&self, layer: usize, linear: Linear, dense: bool) -> Keep {
         match self.activations.thresholds {
             Some(_) if dense => Keep::ALL,

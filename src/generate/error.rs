@@ -27,7 +27,7 @@ pub enum GenerateError {
         /// Tokens so far.
         position: usize,
     },
-    /// Whoever takes the tokens failed.
+    /// The consumer of the tokens failed.
     #[error(transparent)]
     Output(#[from] io::Error),
 }

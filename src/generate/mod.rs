@@ -1,9 +1,9 @@
-//! Generating text with a pruned model: a token at a time, from weights that stay compressed in memory and activations of
-//! which only some count.
+//! Generating text with a pruned model, a token at a time, from weights that stay compressed in memory and pruned
+//! activations.
 //!
 //! The forward pass is the one of calibration and evaluation ([`Forward`](crate::model::forward::Forward)) with a cache of
-//! keys and values, and the rule for the activations is the same; what differs is who multiplies ([`Products`]). A prompt goes
-//! through the model in chunks, for which each weight is decompressed and multiplied as a dense one. Then every token is
+//! keys and values, and the same rule for the activations; only the products differ ([`Products`]). A prompt is
+//! processed in chunks of tokens, for which each weight is decompressed and multiplied as a dense matrix. Then every token is
 //! y = W (x * mask) from the compressed weights.
 
 pub mod bandwidth;
@@ -38,9 +38,9 @@ use decoder::Traffic;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stopped {
-    /// The model said so.
+    /// The model produced an end-of-sequence token.
     EndOfSequence,
-    /// As many as were asked for.
+    /// The requested number of tokens was generated.
     MaxTokens,
     /// The model's context is full.
     Context,
@@ -49,20 +49,20 @@ pub enum Stopped {
 /// What was generated.
 #[derive(Clone, Debug)]
 pub struct Generation {
-    /// Behind the prompt; an end-of-sequence token is the last.
+    /// The tokens after the prompt; an end-of-sequence token is included.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub stopped: Stopped,
-    /// Time that the prompt took.
+    /// Time of the prompt.
     pub prompt_time: Duration,
-    /// Time of the passes that followed, a token each.
+    /// Time of the passes after it, one token each.
     pub decoding_time: Duration,
-    /// What they read.
+    /// The bytes that these passes read.
     pub traffic: Traffic,
 }
 
-/// Continues a prompt by up to `max_tokens` tokens, or up to one of `ends`, or until `context` tokens are full; hands each on
-/// as soon as it is known.
+/// Continues a prompt by up to `max_tokens` tokens, or up to one of `ends`, or until `context` tokens are full; calls `each` with
+/// every token as soon as it is known.
 ///
 /// # Errors
 /// [`GenerateError`].

@@ -1,4 +1,4 @@
-//! What multiplies in a decoder: the one part that another device replaces.
+//! The products of a decoder: the part that runs on a device.
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
@@ -10,7 +10,7 @@ use crate::reference::activation::prune_activations;
 use crate::reference::spmspv::Selected;
 use crate::reference::teal::prune_below;
 
-/// Which entries of a linear's input count.
+/// Which entries of a linear's input stay active.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Keep {
     /// All but this fraction of each token's smallest; ties stay.
@@ -23,7 +23,7 @@ impl Keep {
     /// Nothing is pruned.
     pub const ALL: Keep = Keep::Largest(0.0);
 
-    /// Of one token (k).
+    /// The active entries of one token (k).
     pub fn select<T: Scalar>(self, x: &[T]) -> Selected<T> {
         match self {
             Keep::ALL => Selected::all(x),
@@ -32,7 +32,7 @@ impl Keep {
         }
     }
 
-    /// Zeroes the others of every token (tokens x k).
+    /// Sets the other entries of every token to zero (tokens x k).
     pub fn prune<T: Scalar>(self, x: ArrayViewMut2<T>) {
         match self {
             Keep::Largest(sparsity) => prune_activations(x, sparsity),
@@ -41,12 +41,12 @@ impl Keep {
     }
 }
 
-/// What a linear made of its input.
+/// The output of one linear, with what it cost.
 #[derive(Clone, Debug)]
 pub struct Product<T> {
     /// W (x * mask) (tokens x out).
     pub output: Array2<T>,
-    /// Entries of the input that counted, over all tokens.
+    /// Active entries of the input, over all tokens.
     pub kept: usize,
     /// Bytes of the weight that were read.
     pub bytes: usize,
@@ -57,24 +57,24 @@ pub trait Products<T: Scalar>: Sync {
     /// A weight as the device holds it.
     type Weight: Send + Sync;
 
-    /// What multiplies, for reports; by default this machine's processor.
+    /// The device that multiplies, for reports; by default the processor of this machine.
     fn describe(&self) -> String {
         format!("CPU, {} threads", rayon::current_num_threads())
     }
 
-    /// Bytes per second at which weights can be read where they are held, measured now; `None` where that is not known. By default
-    /// those of this machine's memory.
+    /// Bytes per second at which the weights can be read, measured now; `None` if unknown. By default the bandwidth of this
+    /// machine's memory.
     fn bandwidth(&self) -> Option<f64> {
         Some(bandwidth::measure())
     }
 
-    /// Takes a weight over.
+    /// Moves a weight to the device.
     ///
     /// # Errors
     /// [`DeviceError`] when there is no room for it.
     fn hold(&self, weight: Weight) -> Result<Self::Weight, DeviceError>;
 
-    /// Multiplies each of several weights by their common input `x` (tokens x in), of which `keep` counts for each.
+    /// Multiplies each of several weights by their common input `x` (tokens x in), each with its own rule `keep`.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -168,7 +168,7 @@ fn on_the_host<T: Scalar>(
     })
 }
 
-/// Hands each weight on with its treated input, which neighbours with the same rule share.
+/// Calls `each` with every weight and its pruned input; neighbours with the same rule share that input.
 pub(crate) fn each<W, X, T>(
     weights: &[W],
     keep: &[Keep],

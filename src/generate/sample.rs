@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::linalg::Scalar;
 
-/// Draws tokens.
+/// Chooses tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     temperature: f64,
@@ -15,8 +15,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// From the distribution softmax(logits / temperature), of which only the most probable tokens are kept that together
-    /// reach `top_p`; from ChaCha8 with this seed. Temperature 0 is [`greedy`](Self::greedy).
+    /// From the distribution softmax(logits / temperature), restricted to the most probable tokens whose probabilities
+    /// add up to `top_p`; from ChaCha8 with this seed. Temperature 0 is [`greedy`](Self::greedy).
     ///
     /// # Panics
     /// When the temperature is negative, or `top_p` outside (0, 1].
@@ -65,7 +65,7 @@ impl Sampler {
             left -= weight;
             left < 0.0
         });
-        // Rounding may leave a rest behind the last.
+        // Rounding can leave a remainder after the last token.
         drawn.or(kept.last()).map(|&(token, _)| token)
     }
 }

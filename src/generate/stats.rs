@@ -1,4 +1,4 @@
-//! What a generation cost, beside what it would cost at the speed of memory.
+//! The cost of a generation, compared with the time that memory needs for its bytes.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use crate::linalg::Scalar;
 pub struct Stats {
     /// Arithmetic.
     pub precision: &'static str,
-    /// What multiplied.
+    /// The device that multiplied.
     pub products: String,
     /// The prompt.
     pub prompt: Speed,
@@ -44,16 +44,16 @@ pub struct Speed {
     pub tokens_per_second: Option<f64>,
 }
 
-/// What one token reads.
+/// Bytes that one token reads.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct BytesPerToken {
-    /// All of the below.
+    /// The sum of weights, keys and values.
     pub total: f64,
     /// Weights of the linears and lm_head.
     pub weights: f64,
     /// Keys and values of the tokens before.
     pub cache: f64,
-    /// What dense weights with dense activations would read.
+    /// Bytes that dense weights with dense activations would read.
     pub dense_weights: f64,
 }
 
@@ -79,7 +79,7 @@ pub struct LinearStats {
     pub shape: (usize, usize),
     /// Fraction of zeros of the weight.
     pub weight_sparsity: f64,
-    /// Fraction of the input that did not count, over the decoded tokens; null when there was none.
+    /// Fraction of inactive entries of the input, over the decoded tokens; null if there were none.
     pub activation_sparsity: Option<f64>,
     /// In memory.
     pub bytes: usize,

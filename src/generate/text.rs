@@ -1,18 +1,18 @@
-//! Text as it is made: tokens become text when it is certain what they say.
+//! Streaming text: a token becomes text as soon as its characters are certain.
 
 use crate::model::tokenizer::Tokenizer;
 
-/// What stands for bytes that are no character, or not yet.
+/// The replacement character: shown for bytes that do not form a character (yet).
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// So many tokens of the prompt are certain to reach back behind a character and the blank before a word.
+/// Tokens of the prompt to decode along: enough to contain a whole character and the blank before a word.
 const LOOK_BACK: usize = 8;
 
 /// Turns tokens into text one by one.
 ///
 /// A character may be spread over several tokens, and a token's text may depend on the one before (the first word of a
-/// text has no blank before it). So what a token says is the difference between two texts, with it and without; and one that
-/// ends inside a character waits for the next.
+/// text has no blank before it). So the text of a token is the difference of two decoded texts, with it and without it. A token that
+/// ends inside a character waits for the next one.
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     tokens: Vec<u32>,
@@ -29,10 +29,10 @@ impl<'a> TextStream<'a> {
         TextStream { tokenizer, tokens, context: 0, shown }
     }
 
-    /// The text that is certain with this token; none when it ends inside a character.
+    /// The text that this token completes; empty if it ends inside a character.
     ///
     /// # Errors
-    /// What the tokenizer says.
+    /// The error of the tokenizer.
     pub fn push(&mut self, token: u32) -> Result<String, String> {
         self.tokens.push(token);
         let (text, certain) = self.waiting()?;
@@ -44,10 +44,10 @@ impl<'a> TextStream<'a> {
         Ok(text)
     }
 
-    /// The text of what still waits: bytes that became no character show as U+FFFD.
+    /// The text of the waiting tokens; bytes that do not form a character show as U+FFFD.
     ///
     /// # Errors
-    /// What the tokenizer says.
+    /// The error of the tokenizer.
     pub fn finish(self) -> Result<String, String> {
         Ok(self.waiting()?.0)
     }

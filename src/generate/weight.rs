@@ -26,8 +26,8 @@ pub enum FormatKind {
 }
 
 impl FormatKind {
-    /// The format with the fewest bytes for weights of which a fraction `density` is not zero: what a product reads, and so
-    /// its time.
+    /// The format with the fewest bytes for weights of which a fraction `density` is not zero. A product takes about as
+    /// long as reading these bytes.
     pub fn best(dtype: FloatType, density: f64) -> Self {
         let bytes = |kind: &FormatKind| match dtype.size() {
             2 => kind.bytes_per_weight::<bf16>(density),

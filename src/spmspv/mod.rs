@@ -1,7 +1,7 @@
-//! y = W (x * mask) on a CPU, as fast as memory delivers W.
+//! y = W (x * mask) on a CPU, close to the speed at which memory delivers W.
 //!
-//! The storage formats are those of [`reference::spmspv`](crate::reference::spmspv), and so is the meaning. What is added
-//! here: tiles of rows are spread over rayon's threads; eight columns at a time are added to the sums of a tile, which stay
+//! The storage formats are those of [`reference::spmspv`](crate::reference::spmspv), and the result is the same. In
+//! addition, tiles of rows are distributed over rayon's threads; eight columns at a time are added to the sums of a tile, which stay
 //! in the first-level cache; packed values are expanded by the processor's own instructions where it has them.
 //!
 //! Every output is the sum over the selected columns in ascending order, in f32, each step one fused multiply-add. So
@@ -46,10 +46,10 @@ pub trait Multiply: Send + Sync {
     fn bytes_read(&self, columns: &[u32]) -> usize;
 }
 
-/// What a product may use.
+/// The instruction set of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instructions {
-    /// What every processor has.
+    /// Portable code.
     Portable,
     /// AVX2 with FMA and F16C.
     Avx2,
@@ -58,7 +58,7 @@ pub enum Instructions {
 }
 
 impl Instructions {
-    /// Those that this processor has, the best last.
+    /// The instruction sets of this processor, the best last.
     pub fn supported() -> Vec<Self> {
         let all = [Instructions::Portable, Instructions::Avx2, Instructions::Avx512];
         all.into_iter().filter(|instructions| instructions.are_supported()).collect()
@@ -127,7 +127,7 @@ impl<F: Kernels> Multiply for F {
 
     fn multiply_with(&self, instructions: Instructions, x: &Selected, y: &mut [f32]) {
         let (n, k) = self.size();
-        assert!(instructions.are_supported(), "{instructions:?} is not what this processor has");
+        assert!(instructions.are_supported(), "{instructions:?} are not supported by this processor");
         assert_eq!(y.len(), n, "the product does not fit its place");
         assert!(x.indices().last().is_none_or(|&j| (j as usize) < k), "a selected activation has no column");
         let tiles = n.div_ceil(TILE).div_ceil(rayon::current_num_threads()).clamp(1, TILES_PER_TASK);

@@ -1,9 +1,9 @@
 //! The products with AVX2 and AVX-512.
 //!
-//! A kernel goes over the tiles once per [`COLUMNS`] columns, 32 rows (one word of the bitmap) at a time: sums in, a fused
-//! multiply-add per column, sums out. The next columns are asked for meanwhile: a segment is too short, and where the next selected
-//! one lies too irregular, for the processor to foresee. Loads reach at most 32 values from where the last value of a segment can
-//! lie; so much is there behind the last segment (`READ_AHEAD`).
+//! A kernel goes over the tiles once per [`COLUMNS`] columns, 32 rows (one word of the bitmap) at a time: it loads the sums,
+//! adds one fused multiply-add per column, and stores the sums. The next columns are prefetched meanwhile, because segments are too
+//! short and their places too irregular for the hardware prefetcher. A load reads at most 32 values beyond the last value of a
+//! segment; the padding after the last segment (`READ_AHEAD`) allows that.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -12,8 +12,8 @@ use half::{bf16, f16};
 
 use crate::reference::spmspv::{ALIGN, Dense, Format, Selected, TILE, TileBitmap, TileIndex, Value};
 
-/// Columns that are added to the sums at a time: so many streams are read at once, and so much less often are the sums loaded
-/// and stored.
+/// Columns that are added to the sums at a time: more columns mean more streams to read at once and fewer loads and stores of
+/// the sums.
 const COLUMNS: usize = 8;
 
 /// 32 rows of sums or weights, in an order that the type chooses.
