@@ -120,13 +120,11 @@ fn without_a_terminal_every_finished_step_has_a_line_on_stderr() {
             assert!(progress.contains(" elapsed, ") && progress.ends_with(" left)"), "{line}");
             step.to_string()
         };
-        let last = stderr.lines().last().unwrap();
-        assert!(last.contains("(100 %, "), "{last}");
+        assert!(stderr.lines().last().is_none_or(|last| last.contains("(100 %, ")), "{stderr}");
         serde_json::from_slice::<Value>(&outcome.stdout).expect("stdout holds JSON alone");
         stderr.lines().map(step).collect()
     };
     let steps = [
-        "reading the model",
         "perplexity of dense at activation sparsity 0",
         "perplexity of dense at activation sparsity 0.5",
         "pruning wanda-0.5-0-0",
@@ -135,7 +133,7 @@ fn without_a_terminal_every_finished_step_has_a_line_on_stderr() {
     ];
     assert_eq!(finished(), steps);
     // What is known already is no step.
-    assert_eq!(finished(), steps[..1]);
+    assert!(finished().is_empty());
 }
 
 #[test]
@@ -490,7 +488,7 @@ fn what_cannot_be_compared_is_refused() {
         |more: &[&str], expected: &[&str]| with(&[&["--evaluation", tokens], more].concat(), expected);
     measured(
         &["--methods", "dense", "--weight-sparsity", "0.5"],
-        &["--weight-sparsity", "dense weights have none"],
+        &["--weight-sparsity", "dense weights are not pruned"],
     );
     measured(&["--methods", "wanda"], &["wanda needs calibration data"]);
     measured(&["--methods", "magnitude", "--weight-sparsity", "1.5"], &["--weight-sparsity", "1.5"]);

@@ -317,7 +317,7 @@ fn files_and_flags_that_do_not_do_are_refused() {
     let here = |flags: &[&str]| zero_shot(directory.path(), &[&["--data", "."], flags].concat());
     refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl", "No such file"]);
     fs::write(directory.path().join("piqa.jsonl"), "\n \n").unwrap();
-    refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl", "holds no documents"]);
+    refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl", "has no documents"]);
     fs::write(directory.path().join("piqa.jsonl"), b"\n{\"goal\": \"\xff\"}").unwrap();
     refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl: line 2: not UTF-8"]);
     refused(&here(&["--tasks", "mmlu"]), &["mmlu", "winogrande"]);

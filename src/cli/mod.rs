@@ -36,7 +36,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compare every method on the small model that comes with the source.
+    /// Prune the small model that comes with the source by every method, and compare the results.
     Demo(demo::DemoArgs),
     /// Prune a checkpoint. If a flag is given twice, the last value is used.
     #[command(args_override_self = true)]

@@ -1,4 +1,4 @@
-//! Which differences are differences: repeated measurements of several methods.
+//! Which differences between methods are larger than the noise, from repeated measurements.
 
 use serde::Serialize;
 
@@ -9,16 +9,15 @@ pub struct Estimate {
     pub mean: f64,
     /// Their standard deviation (of R repeats: sqrt(sum (x - mean)^2 / (R - 1))); null for one.
     pub standard_deviation: Option<f64>,
-    /// Standard error that all repeats have in common, because they were measured on the same sample: 0 for a
-    /// perplexity, which is meant as that of these windows; for an accuracy that of the documents; null where it is
-    /// not known.
+    /// Standard error that all repeats share, because they were measured on the same sample: 0 for a perplexity, which
+    /// is meant as that of these windows; the standard error over the documents for an accuracy; null if unknown.
     pub sampling_error: Option<f64>,
     /// The repeats.
     pub values: Vec<f64>,
 }
 
 impl Estimate {
-    /// Of at least one repeat.
+    /// Mean and standard deviation of at least one repeat.
     pub fn new(values: Vec<f64>, sampling_error: Option<f64>) -> Self {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
@@ -41,27 +40,27 @@ impl Estimate {
     }
 }
 
-/// How a method stands among those it is compared with.
+/// The rank of a method among those that it is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// Better than every other by more than the noise.
     Best,
-    /// Not told from the best, or the best and another not told from it.
+    /// Within the noise of the best; or the best, with another one within its noise.
     Ambiguous,
-    /// Behind the best by more than the noise.
+    /// Worse than the best by more than the noise.
     Behind,
-    /// One repeat: how large the noise is was not measured.
+    /// The noise was not measured: there is one repeat only, or a sampling error is unknown.
     Unknown,
 }
 
-/// Standard errors of a difference below which it is taken for noise.
+/// A difference of at most so many standard errors is within the noise.
 pub const STANDARD_ERRORS: f64 = 2.0;
 
-/// Holds every estimate against the one with the best mean. Their difference lies inside the noise when it is at most
+/// Compares every estimate with the one that has the best mean. Their difference is within the noise when it is at most
 /// two standard errors of the difference: 2 sqrt(s1^2/R1 + e1^2 + s2^2/R2 + e2^2), with s the standard deviation over
-/// R repeats and e the sampling error. The two samples are taken for independent, which for accuracies on the same
-/// documents errs on the side of [`Standing::Ambiguous`].
+/// R repeats and e the sampling error. The two samples are treated as independent; for accuracies on the same documents
+/// that gives [`Standing::Ambiguous`] too often rather than too seldom.
 pub fn standings(estimates: &[Estimate], higher_is_better: bool) -> Vec<Standing> {
     let better = |a: f64, b: f64| if higher_is_better { a > b } else { a < b };
     let mut best = 0;

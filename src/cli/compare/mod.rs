@@ -32,50 +32,50 @@ pub struct CompareArgs {
     /// The dense model: a Hugging Face model directory.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// What to compare.
+    /// Methods to compare; `dense` is the model as it is.
     #[arg(long, value_enum, value_name = "METHOD,...", value_delimiter = ',', default_values_t = Contestant::ALL)]
     methods: Vec<Contestant>,
-    /// Fractions of weights to prune, or N:M; 0.5 when not given.
+    /// Fractions of the weights to prune, or N:M patterns (by default 0.5).
     #[arg(long, value_name = "P,...", value_delimiter = ',', allow_negative_numbers = true)]
     weight_sparsity: Vec<Sparsity>,
-    /// Fractions of activations pruned when measured, and during calibration where the method sees it. Every weight
-    /// sparsity is combined with every activation sparsity.
+    /// Fractions of the activations to prune: in every measurement, and in the calibration of DuoGPT and SparseGPT.
+    /// Every weight sparsity is combined with every activation sparsity.
     #[arg(long, value_name = "P,...", value_delimiter = ',', default_values_t = [0.5], value_parser = fraction, allow_negative_numbers = true)]
     activation_sparsity: Vec<f64>,
     /// Calibration data: a text (UTF-8, or JSONL with a field `text`), or token windows (`.safetensors`).
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Calibration windows (of a token file: its first N; by default 128 of a text, all of a token file).
+    /// Number of calibration windows: random ones of a text (by default 128), or the first of a token file (by default all).
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
-    /// What perplexity is measured on: a text or token windows, as above.
+    /// Data to measure perplexity on: a text or token windows, as for --calibration.
     #[arg(long, value_name = "FILE")]
     evaluation: Option<PathBuf>,
-    /// At most so many windows of it.
+    /// Measure on at most N windows.
     #[arg(long, value_name = "N")]
     evaluation_samples: Option<usize>,
-    /// Tokens per window of either (by default 2048, or the model's context if that is shorter).
+    /// Tokens per window of both (by default 2048, or the model's context if that is shorter).
     #[arg(long, value_name = "T")]
     sequence_length: Option<usize>,
-    /// Directory with a file `TASK.jsonl` per task, as for `eval zero-shot`.
+    /// Directory with a file `TASK.jsonl` for each task, as for `eval zero-shot`.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Tasks that accuracy is measured on.
+    /// Tasks to measure accuracy on.
     #[arg(long, value_enum, value_name = "TASK,...", value_delimiter = ',', default_values_t = Task::ALL, requires = "data")]
     tasks: Vec<Task>,
-    /// Only the first N documents of each task.
+    /// Measure only the first N documents of each task.
     #[arg(long, value_name = "N", requires = "data")]
     limit: Option<NonZeroUsize>,
-    /// Prune so often by every method, each time after another jitter of the weights. A single run has none.
+    /// Prune R times by every method, each time after a different jitter of the weights. A single run has no jitter.
     #[arg(long, value_name = "R", default_value = "1")]
     repeats: NonZeroU32,
-    /// Every weight w becomes w (1 + X u), with u uniform in [-1, 1).
+    /// Size of the jitter: every weight w becomes w (1 + X u), with u uniform in [-1, 1).
     #[arg(long, value_name = "X", default_value_t = 1e-6)]
     jitter: f64,
-    /// Seed of the jitter, and of the random starts of a calibration text's windows.
+    /// Seed of the jitter, and of the random starts of the windows cut from a calibration text.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Measure each pruned linear against the best weights for its mask, on N of its rows.
+    /// Report the optimality gap of every pruned linear, measured on N of its rows (see below).
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "32")]
     report_gap: Option<NonZeroUsize>,
     #[command(flatten)]
@@ -83,7 +83,7 @@ pub struct CompareArgs {
     /// Arithmetic of all runs.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
-    /// Where to put `comparison.svg`, `comparison.json` and, for as long as they are needed, the pruned models.
+    /// Directory for `comparison.svg`, `comparison.json` and, while they are needed, the pruned models.
     #[arg(long, value_name = "DIR", default_value = "comparison")]
     output: PathBuf,
     /// Directory of finished results, which are not computed again (by default `cache` in the output directory).
@@ -98,29 +98,30 @@ pub struct CompareArgs {
 }
 
 const NOISE: &str = "\
-What is better: Methods of one weight and one activation sparsity are held against the one with the best mean. A
-difference of two means lies inside the noise when it is at most two standard errors of the difference,
-2 sqrt(s1^2/R + e1^2 + s2^2/R + e2^2). s is the standard deviation over the R repeats. e is 0 for perplexities, which are
-those of the given windows; for accuracies it is the standard error over the documents (taken as independent between
-methods, which errs on the careful side). A method inside the noise of the best is marked ~ and the point is called
-AMBIGUOUS; a best outside the noise of all others is marked *. One repeat measures no noise and names no winner. Of two
-or three repeats the standard deviations are rough themselves; take more where it matters.
+Which method is best: at each weight and activation sparsity, every method is compared with the one that has the best
+mean. Two means differ by no more than the noise when their difference is at most two standard errors,
+2 sqrt(s1^2/R + e1^2 + s2^2/R + e2^2). Here s is the standard deviation over the R repeats and e the sampling error: the
+standard error over the documents for an accuracy, and 0 for a perplexity, which is meant as that of the given windows.
+(Errors over the same documents are treated as independent, which makes the noise too large rather than too small.) A
+method within the noise of the best is marked ~, and the result is called AMBIGUOUS. A best method outside the noise of
+all others is marked *. A single repeat does not measure the noise and names no best method. The standard deviation of
+two or three repeats is rough; use more repeats where a decision depends on it.
 
-The gap to dense is the difference to the dense weights with the same activation sparsity. The optimality gap
-(--report-gap) is the output error of a linear over that of the best weights with the same zeros; the table has its mean
-over all linears, plot and JSON have it layer by layer.
+The gap to dense is the difference to the dense weights at the same activation sparsity. The optimality gap
+(--report-gap) is the output error of a linear divided by that of the best weights with the same zeros. The table shows
+its mean over all linears; the plot and the JSON show it for every layer.
 
-Finished results are kept by the SHA-256 of the program, BLAS, model, settings, data and seed. After an interruption
-the same command continues where it was.";
+Finished results are stored under the SHA-256 of program, BLAS, model, settings, data and seed. After an interruption
+the same command continues where it stopped.";
 
 /// What can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Contestant {
     /// The weights as they are.
     Dense,
-    /// Smallest weights.
+    /// Prunes the smallest weights.
     Magnitude,
-    /// Smallest weights times input norm.
+    /// Prunes the smallest products of weight and input norm.
     Wanda,
     /// Second-order pruning.
     Sparsegpt,
@@ -194,7 +195,7 @@ impl CompareArgs {
         let weight_sparsities = match (names.is_empty(), &self.weight_sparsity[..]) {
             (true, []) => vec![Sparsity::Unstructured(0.0)],
             (true, _) => {
-                return Err("--weight-sparsity: dense weights have none; name a method that prunes, or leave the flag out".into());
+                return Err("--weight-sparsity: dense weights are not pruned; name a method that prunes, or leave the flag out".into());
             }
             (false, []) => vec![Sparsity::Unstructured(0.5)],
             (false, given) => unique(given),

@@ -5,9 +5,9 @@ use crate::evaluate::noise::Standing;
 use crate::evaluate::zero_shot::tasks::Task;
 use crate::reference::Sparsity;
 
-/// Its columns, which are known before the first number.
+/// The columns of the table, which are known before the first number.
 pub(super) struct Table {
-    /// What methods are compared by; each has a column, and one for the gap to dense.
+    /// Quantities that methods are compared by: each has a column, and another for its gap to dense.
     shown: Vec<Quantity>,
     perplexity: bool,
     optimality_gap: bool,
@@ -35,7 +35,7 @@ impl Table {
         [line(0, ""), line(1, ""), line(2, "method")].join("\n")
     }
 
-    /// The rows of one point, and what they say.
+    /// The rows of one point, and which method is best.
     pub(super) fn point(&self, point: &PointResult) -> String {
         let columns = self.columns();
         let mut text = String::new();
@@ -50,14 +50,13 @@ impl Table {
         text
     }
 
-    /// What the marks mean.
+    /// What the numbers and marks mean.
     pub(super) fn legend(&self) -> String {
         match self.repeats {
-            1 => "one repeat: which differences of perplexity are more than noise is not known; compare --repeats 4 measures it"
-                .into(),
+            1 => "Each method pruned once, which does not show how large the noise is; --repeats 4 measures it.".into(),
             repeats => format!(
-                "mean ± standard deviation over {repeats} repeats with a relative jitter of {:e}; * better than all others by \
-                 more than two\nstandard errors of the difference, ~ not told from the best",
+                "Mean ± standard deviation over {repeats} repeats with a relative jitter of {:e}.\n* is better than all others \
+                 by more than two standard errors of the difference; ~ is within the noise of the best.",
                 self.jitter
             ),
         }
@@ -131,7 +130,7 @@ fn column(
     Column { head, width: widest, cell: Box::new(cell) }
 }
 
-/// Right-aligned, in characters, and apart from what stands before it however long it is.
+/// Right-aligned, counted in characters, after a gap of two: however wide a cell is, it does not touch the one before.
 fn pad(text: &str, width: usize) -> String {
     format!("  {text:>width$}")
 }
@@ -176,7 +175,7 @@ fn value(row: &MethodResult, quantity: Quantity) -> String {
     format!("{}{}{mark}", scaled(measured.estimate.mean), deviation.unwrap_or_default())
 }
 
-/// Who is best, as far as that is known.
+/// Which method is best, as far as the noise allows to say.
 fn verdict(point: &PointResult, quantity: Quantity) -> Option<String> {
     let with = |standing| -> Vec<&str> {
         let rows = point.rows.iter().filter(|row| row.quantities[&quantity].standing == Some(standing));

@@ -1,4 +1,4 @@
-//! Results that need not be computed again: a JSON file each, named by the SHA-256 of all that the result depends on.
+//! Results that need not be computed again: each is a JSON file, named by the SHA-256 of all that it depends on.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ pub enum CacheError {
     /// The operating system refused.
     #[error(transparent)]
     File(#[from] TensorError),
-    /// Another process works with it.
-    #[error("{}: another run is using this directory; wait for it, or give another one", path.display())]
+    /// Another process uses it.
+    #[error("{}: another run uses this cache; wait until it ends, or choose another directory", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,

@@ -1,5 +1,5 @@
 //! Methods compared on one model: each prunes it, perplexity and zero-shot accuracy are measured, and the differences
-//! are held against the noise.
+//! are compared with the noise.
 //!
 //! Pruning is chaotic: one weight on the other side of a threshold changes everything after it, and the result is
 //! another, equally good model. So each method can prune several times, every time after another small

@@ -37,7 +37,7 @@ impl ModelDirectory {
             && (job.keep || model.lacks_pruning() || model.lacks_measurement())
     }
 
-    /// Creates the directory that this one goes into.
+    /// Creates the parent directory.
     pub fn create_parent(&self) -> Result<(), TensorError> {
         match self.path.parent() {
             Some(parent) => fs::create_dir_all(parent).map_err(TensorError::io(parent)),

@@ -93,7 +93,6 @@ impl<'a, T: Scalar, B: Backend<T>> Runner<'a, T, B> {
         let cache = Cache::open(&job.cache)?;
         observer.stage("reading the model");
         let keys = Keys::read::<T>(job, Environment::here(backend.describe()), observer)?;
-        observer.finished("reading the model");
         let (steps, arithmetic) = (Steps::default(), PhantomData);
         Ok(Runner { job, backend, observer, cache, keys, tokenizer, costs, steps, arithmetic })
     }

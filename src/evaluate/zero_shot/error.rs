@@ -21,7 +21,7 @@ pub enum ZeroShotError {
         detail: String,
     },
     /// Nothing to evaluate.
-    #[error("{}: holds no documents", path.display())]
+    #[error("{}: the file has no documents", path.display())]
     NoDocuments {
         /// The task file.
         path: PathBuf,

@@ -16,7 +16,7 @@ pub struct Request {
 
 impl Request {
     /// Encodes a choice as lm-evaluation-harness does: white space at the end of the context belongs to the
-    /// continuation, both are encoded as one text without special tokens around it, and split behind as many tokens
+    /// continuation, both are encoded as one text without special tokens around it, and split after as many tokens
     /// as the context has alone. Only an empty context gets a token of its own.
     ///
     /// # Errors
