@@ -1,7 +1,7 @@
 // activation: per-token magnitude pruning.
 //
 //   t = sorted(|x|)[index], index = floor(k p_x);   out_j = x_j where |x_j| >= t, 0 elsewhere;   ties at t all stay.
-//   A NaN goes; where t is NaN everything goes.
+//   A NaN is pruned; if t is NaN, everything is pruned.
 //
 // Layout:   x, out: tokens x k, row-major. kept: tokens x k, the kept columns of each token in ascending order from the
 //           front of its row; count: tokens, how many they are (ties can keep more than k - index).

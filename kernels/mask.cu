@@ -9,7 +9,7 @@
 // version 1  mask_counting: counts, for every score, those in front of it. O((n width)^2); the check of version 2.
 // version 2  radix selection over order-preserving keys, 8 bits per pass: four times mask_histogram and mask_digit,
 //            then mask_inclusive; or mask_count_ties, mask_scan, mask_exact. No sort; integer counts: the same bits
-//            every time. Moves 4 reads of 4 bytes per score for the threshold, and 5 or 9 bytes per score behind it.
+//            every time. Moves 4 reads of 4 bytes per score for the threshold, and 5 or 9 bytes per score after it.
 
 extern "C" __global__ void __launch_bounds__(256)
     mask_counting(const float *s, u8 *mask, u32 n, u32 width, u32 stride, u32 rank, u32 exact) {
@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256)
     mask[at] = in_front <= rank;
 }
 
-// Nothing goes.
+// Prunes nothing.
 extern "C" __global__ void __launch_bounds__(256) mask_clear(u8 *mask, u32 n, u32 width, u32 stride) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < (u64)n * width) mask[i / width * stride + i % width] = 0;

@@ -63,7 +63,7 @@ __device__ __forceinline__ void panel(float *w, u8 *mask, float *s, float *e, fl
     SHARED(Slice, d_slice);
     u32 lane = threadIdx.x % WARP;
     u64 row = (u64)blockIdx.x * 8 + threadIdx.x / WARP;
-    bool real = row < n; // a warp behind the last row goes along for the barriers
+    bool real = row < n; // a warp after the last row takes part in the barriers
     w += row * stride;
     mask += row * stride;
     s += row * stride;

@@ -1,14 +1,14 @@
-// select: the activations of one token that count, as a list, for spmspv.cu.
+// select: the active inputs of one token, as a list, for spmspv.cu.
 //
 //   h = round(round(x / sqrt(mean(x^2) + eps)) g)                              RMSNorm; without g: h = x
-//   top:    those with |h| >= t, t = sorted(|h|)[index], index = floor(k p_x); ties at t all stay; a NaN goes, and
+//   top:    those with |h| >= t, t = sorted(|h|)[index], index = floor(k p_x); ties at t all stay; a NaN is pruned, and
 //           everything where t is NaN                                           (as activation.cu)
 //   above:  those with not |h| <= t, for a calibrated t; a NaN stays            (TEAL)
 //   Of both: without those that are zero.
 //
 // Layout:   x, g, h: k numbers of type T. columns (u32), values (f32): the list, ascending, from the front of k; count: how
 //           many they are. It stays on the device: the product takes its length from there.
-// Rounding: squares, sum and scale in f32; to T behind the scale and behind g, as a model that computes in T does.
+// Rounding: squares, sum and scale in f32; to T after the scale and after g, as a model that computes in T does.
 //
 // version 1  one block of 1024 threads. Per token: k read, 3 passes over h for 16-bit types (two digits and the list) and 5
 //            for f32, by the threads that wrote it, from cache; 6 + 2 k / 1024 barriers per pass of the list. Moves 2 k numbers

@@ -59,7 +59,7 @@ __device__ __forceinline__ void finish(const Sums &sums, float *y, float *partia
     if (tile * 256 + row < n) y[tile * 256 + row] = sum;
 }
 
-// What all formats do: a warp goes through its run of the list. The lanes fetch 32 entries at once, and their places: the
+// All formats: a warp processes its run of the list. The lanes fetch 32 entries at once, and their places: the
 // number of the segment, or of the column. The heads of FLIGHT segments (what says where the values are) are loaded while the
 // FLIGHT segments before are on their way.
 // LISTED: x is the list's; else it is all of x, and columns is not read.
@@ -285,11 +285,11 @@ template <class T> struct Bitmap {
         u32 even = 1u << threadIdx.x % 16 * 2, odd = even * 2;
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            // The value of the odd row is behind all of the rows above; that of the even row, if there is one, is the last of
+            // The value of the odd row comes after those of all rows above; that of the even row, if there is one, is the last of
             // these.
-            u32 behind = head.begin + (head.before >> 8 * i & 255) + __popc(words[i] & (odd - 1));
-            segment.of_row[2 * i] = load_if<-1>(words[i] & even, values + behind);
-            segment.of_row[2 * i + 1] = load_if<0>(words[i] & odd, values + behind);
+            u32 after = head.begin + (head.before >> 8 * i & 255) + __popc(words[i] & (odd - 1));
+            segment.of_row[2 * i] = load_if<-1>(words[i] & even, values + after);
+            segment.of_row[2 * i + 1] = load_if<0>(words[i] & odd, values + after);
         }
     }
     __device__ __forceinline__ void add(Sum &sum, float *, const Segment &segment, const Head &, float x) const {

@@ -7,8 +7,8 @@
 //
 // Layout:   dense, sparse: tokens x k, row-major. H, dX X^T: k x k, diag: k, of double-floats: the high and the low floats in
 //           arrays of their own.
-//           x, dx (version 2): splits of X^ and dX, 16-bit numbers, split x capacity x stride, row-major, zero behind column k
-//           and behind the last token up to a multiple of 32; stride is a multiple of 128.
+//           x, dx (version 2): splits of X^ and dX, 16-bit numbers, split x capacity x stride, row-major, zero after column k
+//           and after the last token up to a multiple of 32; stride is a multiple of 128.
 //
 // version 1  difference, column_squares, and gemm in f32. The check of version 2.
 // version 2  split_*, then hessian_* and drift_* on tensor cores. docs/gpu.md has the derivation and what to expect of it.
@@ -142,7 +142,7 @@ template <> struct TensorCore<F16> {
 
 // (high, low) += sum over tokens of A^T B, for A of P splits and B of Q, small products first: those of splits p and q with
 // p + q < max(P, Q). Block (J, I) computes tile I, J of 128 x 128; of a SYMMETRIC result those on and below the diagonal.
-// `stride` and `apart`, from row to row and from split to split, count groups of eight.
+// `stride` and `apart`, from row to row and from split to split, are in groups of eight.
 //
 //   |error| <= (22 + slabs between two flushes / 2) 2^-23 sum |a| |b|
 //

@@ -218,7 +218,7 @@ const CACHE_LINE: usize = 64;
 #[inline]
 fn prefetch<V>(from: &[V], len: usize) {
     for line in 0..len * size_of::<V>() / CACHE_LINE + 1 {
-        // SAFETY: it reads nothing, and goes nowhere where there is nothing.
+        // SAFETY: a prefetch reads nothing, and an invalid address is ignored.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast::<i8>().wrapping_add(line * CACHE_LINE)) };
     }
 }
@@ -263,7 +263,7 @@ macro_rules! contiguous_rows {
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
         unsafe fn rows_512(segment: &mut *const V, word: usize) -> Wide {
-            // SAFETY: 32 values can be read where a word begins: of a room, or of a column, READ_AHEAD behind the last.
+            // SAFETY: 32 values can be read where a word begins: of a buffer or of a column, with READ_AHEAD values after the last.
             unsafe { V::load_512(segment.add(word * 32)) }
         }
         #[inline]
