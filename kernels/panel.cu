@@ -122,8 +122,8 @@ __device__ __forceinline__ void panel(float *w, u8 *mask, float *s, float *e, fl
 #pragma unroll
                     for (u32 v = u; v < SLOTS; v++) {
                         u32 c = 32 * v + lane;
-                        bool goes = !forced && c >= j && c < j + m && in_front[v] < n_zeros;
-                        pruned[v] |= __ballot_sync(ALL_LANES, goes);
+                        bool prune = !forced && c >= j && c < j + m && in_front[v] < n_zeros;
+                        pruned[v] |= __ballot_sync(ALL_LANES, prune);
                     }
                 }
                 float w_j = __shfl_sync(ALL_LANES, w_[u], j % 32);

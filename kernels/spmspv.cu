@@ -2,9 +2,9 @@
 //
 //   y_i = sum over the selected j of W_ij x_j          x: the list that select.cu leaves on the device
 //
-// Layout:   W: n x k, column by column, in one of the formats of src/reference/spmspv. A tile is 256 rows, a segment the part of
-//           one column in one tile; segment (j, t) has number j * tiles + t. Several matrices with one x (q, k, v; gate, up)
-//           are one matrix whose rows are stacked.
+// Layout:   W: n x k, column by column, in one of the formats of src/reference/spmspv. A tile is 256 rows, a segment the
+//           part of one column in one tile; segment (j, t) has number j * tiles + t. Several matrices with one x (q, k, v;
+//           gate, up) are one matrix whose rows are stacked.
 //           columns (u32), x (f32): the list; count: its length. y (f32): n.
 // Parallel: grid (tiles, splits), 8 warps a block. The list is dealt in equal runs to the 8 * splits warps of a tile: it is
 //           the active columns that are split, so every warp has as much to do at any sparsity. Sums over the warps of a
@@ -192,8 +192,8 @@ extern "C" __global__ void __launch_bounds__(256) skip_f32 SKIP(float)
 extern "C" __global__ void __launch_bounds__(256) skip_bf16 SKIP(Bf16)
 extern "C" __global__ void __launch_bounds__(256) skip_f16 SKIP(F16)
 
-// Version 2: a warp takes a segment in steps of 32 neighbouring values: all of one column, so of different rows, which go to the
-// warp's own 256 sums in shared memory, without atomics. Rows ascend, so at 50 % the 32 rows of a step lie within about 64: a
+// Version 2: a warp takes a segment in steps of 32 neighbouring values: all of one column, so of different rows, which are added
+// to the warp's own 256 sums in shared memory, without atomics. Rows ascend, so at 50 % the 32 rows of a step lie within about 64: a
 // bank is hit twice, seldom more. (4 values a lane would take a quarter of the loads, but spread a step over 256 rows: four
 // hits and more; and a segment of 132 values would take a second round for 4.)
 
@@ -253,8 +253,8 @@ extern "C" __global__ void __launch_bounds__(256) index_f32 INDEX(float)
 extern "C" __global__ void __launch_bounds__(256) index_bf16 INDEX(Bf16)
 extern "C" __global__ void __launch_bounds__(256) index_f16 INDEX(F16)
 
-// Version 3: half a warp has 4 of the 8 words of a segment, in one load; a lane has the same two neighbouring rows of each of its
-// words, so one popc finds the values of two rows; 8 sums stay in registers.
+// Version 3: half a warp has 4 of the 8 words of a segment, in one load; a lane has the same two neighbouring rows of each of
+// its words, so one popc finds the values of two rows; 8 sums stay in registers.
 
 template <class T> struct Bitmap {
     static constexpr u32 FLIGHT = 2;
@@ -285,8 +285,8 @@ template <class T> struct Bitmap {
         u32 even = 1u << threadIdx.x % 16 * 2, odd = even * 2;
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            // The value of the odd row comes after those of all rows above; that of the even row, if there is one, is the last of
-            // these.
+            // The value of the odd row comes after those of all rows above; that of the even row, if there is one, is the
+            // last of these.
             u32 after = head.begin + (head.before >> 8 * i & 255) + __popc(words[i] & (odd - 1));
             segment.of_row[2 * i] = load_if<-1>(words[i] & even, values + after);
             segment.of_row[2 * i + 1] = load_if<0>(words[i] & odd, values + after);
