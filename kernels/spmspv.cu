@@ -192,10 +192,10 @@ extern "C" __global__ void __launch_bounds__(256) skip_f32 SKIP(float)
 extern "C" __global__ void __launch_bounds__(256) skip_bf16 SKIP(Bf16)
 extern "C" __global__ void __launch_bounds__(256) skip_f16 SKIP(F16)
 
-// Version 2: a warp takes a segment in steps of 32 neighbouring values: all of one column, so of different rows, which are added
-// to the warp's own 256 sums in shared memory, without atomics. Rows ascend, so at 50 % the 32 rows of a step lie within about 64: a
-// bank is hit twice, seldom more. (4 values a lane would take a quarter of the loads, but spread a step over 256 rows: four
-// hits and more; and a segment of 132 values would take a second round for 4.)
+// Version 2: a warp takes a segment in steps of 32 neighbouring values: all of one column, so of different rows, which are
+// added to the warp's own 256 sums in shared memory, without atomics. Rows ascend, so at 50 % the 32 rows of a step lie within
+// about 64: a bank is hit twice, seldom more. (4 values a lane would take a quarter of the loads, but spread a step over 256
+// rows: four hits and more; and a segment of 132 values would take a second round for 4.)
 
 template <class T> struct Index {
     static constexpr u32 FLIGHT = 2;
