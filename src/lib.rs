@@ -1,29 +1,31 @@
 //! A reference and verification suite for DuoGPT (arXiv 2506.20194), an algorithm that prunes the weights of a large
-//! language model while taking into account that its activations will be sparse too when it runs.
+//! language model and takes into account that its activations will be sparse too at run time.
 //!
-//! Start with [`mod@reference`]: the algorithm, every equation once, in reading order, with the notation table. The rest
-//! runs it on real models and holds implementations against it.
+//! Start with [`mod@reference`]: the algorithm, every equation once, in reading order, with the notation table. The other
+//! modules run it on real models and compare implementations with it. `tests/structure.rs` states which module may import
+//! which.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`mod@reference`] | the algorithm and the baselines it is compared with, over `f32` and `f64` |
-//! | [`backend`] | what a device must offer to run it |
+//! | [`backend`] | the trait of what a device computes in calibration, and the CPU |
 //! | [`cuda`] | the same steps on a GPU: the host side of `kernels/` |
-//! | [`model`] | checkpoints of LLaMA and its relatives, and their forward pass, cut into groups of linears with one input |
-//! | [`calibrate`] | the two streams, the layer loop, the pruned checkpoint; optimality gaps; activation thresholds |
-//! | [`evaluate`] | perplexity, zero-shot accuracy, and which of several methods is better |
+//! | [`model`] | checkpoints of LLaMA and its relatives, and their forward pass in groups of linears with one input |
+//! | [`calibrate`] | the two streams, the loop over layers, the pruned checkpoint; optimality gaps; activation thresholds |
+//! | [`evaluate`] | perplexity, zero-shot accuracy, the comparison of methods |
 //! | [`mod@generate`] | text from a model whose weights stay compressed in memory |
 //! | [`verify`] | golden files of the original code, and measures of error |
 //! | [`spmspv`] | y = W (x * mask) from compressed weights, fast, on a CPU |
-//! | [`tensors`] | safetensors files |
-//! | [`progress`] | how far a long computation is |
+//! | [`tensors`], [`files`] | safetensors and other files |
+//! | [`progress`] | the progress of a long computation |
+//! | [`device_error`] | the errors of a device |
 //! | [`linalg`] | the dense operations, over BLAS and LAPACK |
 //! | [`cli`] | the `duogpt` command |
 //!
 //! # One layer
 //!
 //! ```
-//! use duogpt::reference::{PruneConfig, Sparsity, Statistics, activation, prune};
+//! use duogpt::reference::{PruneConfig, Sparsity, Statistics, activation, mask, prune};
 //! use ndarray::Array2;
 //!
 //! // A layer of 8 outputs and 32 inputs, and the input of 64 tokens: any numbers will do.
@@ -43,9 +45,8 @@
 //! let zeros = pruned.weight.iter().filter(|w| **w == 0.0).count();
 //! assert_eq!(zeros, 2 * (8 * 16 / 2 + 1)); // per block one more than half: the original's inclusive threshold
 //!
-//! // The update pays: the output on sparse inputs is closer to the dense one than with the same weights just zeroed.
-//! let mut zeroed = weight.clone();
-//! zeroed.zip_mut_with(&pruned.mask, |w, &gone| if gone { *w = 0.0 });
+//! // The update helps: the output on sparse inputs is closer to the dense one than if the same weights were only zeroed.
+//! let zeroed = mask::zero_pruned(weight.view(), pruned.mask.view());
 //! let error = |w: &Array2<f64>| (sparse.dot(&w.t()) - dense.dot(&weight.t())).mapv(|x| x * x).sum();
 //! assert!(error(&pruned.weight) < error(&zeroed));
 //! # Ok::<(), duogpt::reference::PruneError>(())
