@@ -26,8 +26,18 @@ use ndarray::Array2;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const MODELS: [&str; 8] =
-    ["llama-biased", "mistral", "mistral-full", "qwen2", "qwen2-window", "opt", "opt-post-norm", "opt-plain"];
+const MODELS: [&str; 10] = [
+    "llama-biased",
+    "mistral",
+    "mistral-full",
+    "qwen2",
+    "qwen2-window",
+    "qwen3",
+    "qwen3-window",
+    "opt",
+    "opt-post-norm",
+    "opt-plain",
+];
 const SINGLE: &str = "model.safetensors";
 
 /// A fixture and room for what is made of it.

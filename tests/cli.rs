@@ -164,10 +164,10 @@ fn a_tensor_of_the_wrong_shape() {
 #[test]
 fn an_architecture_that_is_not_supported() {
     let scratch = Scratch::new();
-    scratch.edit_config(|json| json["architectures"][0] = "MambaForCausalLM".into());
-    scratch.refuses_model(&["config.json", "MambaForCausalLM", "supported: LlamaForCausalLM"]);
+    scratch.edit_config(|json| json["model_type"] = "mamba".into());
+    scratch.refuses_model(&["config.json", "`model_type` \"mamba\"", "supported: llama, mistral"]);
     scratch.edit_config(|json| {
-        json["architectures"][0] = "LlamaForCausalLM".into();
+        json["model_type"] = "llama".into();
         json["rope_scaling"] = serde_json::json!({"rope_type": "yarn", "factor": 2.0});
     });
     scratch.refuses_model(&["config.json", "yarn", "supported: \"llama3\""]);
@@ -181,7 +181,7 @@ fn a_config_that_makes_no_sense() {
         ("vocab_size", serde_json::json!("many"), "`vocab_size` is \"many\""),
         ("intermediate_size", serde_json::json!(1e300), "`intermediate_size` is 1e+300"),
         ("num_key_value_heads", serde_json::json!(3), "no multiple of `num_key_value_heads` 3"),
-        ("num_hidden_layers", serde_json::Value::Null, "`num_hidden_layers` is missing"),
+        ("num_hidden_layers", serde_json::Value::Null, "`num_hidden_layers` is null"),
         ("num_hidden_layers", serde_json::json!(2), "`num_hidden_layers` is 2, but tensor"),
         ("num_hidden_layers", serde_json::json!(4), "model.layers.3."),
     ] {
@@ -264,6 +264,9 @@ fn texts_and_tokens_that_do_not_do() {
     with_text("blank.txt", b" \n\n ", &["blank.txt", "the text is empty"]);
     with_text("short.txt", b"aaaa", &["short.txt", "fewer than one window of 64"]);
     with_text("binary.txt", &[0xff, 0xfe, 0x00], &["binary.txt", "not UTF-8"]);
+    with_text("packed.json.gz", &[0x1f, 0x8b, 8, 0], &["packed.json.gz", "gzip"]);
+    with_text("table.json", b"[{\"texts\": 1}]", &["table.json", "entry 0 of the array has no field `text`"]);
+    with_text("settings.json", b"{\n\"a\": 1}", &["settings.json", "line 1 is not JSON", "per line"]);
     with_text("broken.jsonl", b"{\"text\": \"a\"}\n{\"text\": ", &["broken.jsonl", "line 2 is not JSON"]);
     with_text("other.jsonl", b"{\"texts\": \"a\"}\n", &["other.jsonl", "line 1 has no field `text`"]);
     let text = fixture("tiny-llama/sampled-calibration.txt");
@@ -466,7 +469,30 @@ fn a_text_is_cut_at_seeded_random_starts() {
             .unwrap()
             .tokens
     };
-    assert_eq!(cut(&one), cut(&jsonl));
+    let expected = cut(&one);
+    assert_eq!(expected, cut(&jsonl));
+    // Whatever the file is called: the published shards of C4 are `c4-train.00000-of-01024.json`.
+    let lines = fs::read_to_string(&jsonl).unwrap();
+    let array =
+        format!("[{}]", lines.split_whitespace().collect::<Vec<_>>().join(" ").replace("} {", "},\n {"));
+    for name in ["c4-train.00000-of-01024.json", "a.JSONL", "a.Json", "corpus.txt", "corpus"] {
+        let file = directory.path().join(name);
+        for content in [&lines, &array] {
+            if name == "a.JSONL" && content == &array {
+                continue; // an array on one line is no line of the kind
+            }
+            fs::write(&file, content).unwrap();
+            assert_eq!(cut(&file), expected, "{name}: {content}");
+        }
+    }
+    // What is no document stays a text.
+    let text = directory.path().join("b.txt");
+    for content in
+        ["{a set} of words, and more of them, and more of them", "[1] a note, and more of it, and more"]
+    {
+        fs::write(&text, content).unwrap();
+        assert_eq!(cut(&text).row(0).to_vec(), tokenizer.encode(content).unwrap()[..8]);
+    }
 }
 
 #[test]

@@ -599,3 +599,36 @@ fn thresholds_of_the_command_work_in_generate() {
     assert!(sparsities.iter().any(|s| *s != sparsities[0]));
     assert_ne!(found["tokens"], generate(&model, &fixed)["tokens"]);
 }
+
+/// What would make transformers write another text is named, and nothing else.
+#[test]
+fn settings_that_are_passed_over_are_named() {
+    let pruned = Pruned::of("tiny-llama");
+    let said = |settings: Value| {
+        fs::write(pruned.path().join("generation_config.json"), settings.to_string()).unwrap();
+        let model = pruned.path();
+        let outcome = duogpt(&[
+            "generate",
+            "--model",
+            model.to_str().unwrap(),
+            "--prompt-tokens",
+            "1,2",
+            "--max-tokens",
+            "1",
+        ]);
+        assert!(outcome.status.success());
+        String::from_utf8(outcome.stderr).unwrap()
+    };
+    let settings = serde_json::json!({
+        "repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "do_sample": true, "bad_words_ids": [[7]], "num_beams": 4,
+    });
+    let warning = said(settings.clone());
+    for (name, value) in settings.as_object().unwrap() {
+        assert!(warning.contains(&format!("`{name}` {value}")), "{warning}");
+    }
+    let nothing = serde_json::json!({
+        "repetition_penalty": 1.0, "do_sample": false, "num_beams": 1, "bad_words_ids": null, "min_length": 0,
+        "temperature": 0.7, "top_p": 0.9, "eos_token_id": 1, "max_length": 20,
+    });
+    assert_eq!(said(nothing), "");
+}

@@ -77,6 +77,8 @@ fn architectures_equal_transformers() {
         "mistral-full",
         "qwen2",
         "qwen2-window",
+        "qwen3",
+        "qwen3-window",
         "opt",
         "opt-post-norm",
         "opt-plain",

@@ -3,14 +3,16 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{content, duogpt, fixture, position, read_json};
 use duogpt::model::Checkpoint;
-use duogpt::model::sparse_bitmask::StorageFormat;
-use duogpt::tensors::TensorFile;
-use serde_json::Value;
+use duogpt::model::forward::{Forward, Group, State, apply};
+use duogpt::model::sparse_bitmask::{self, StorageFormat};
+use duogpt::tensors::{TensorFile, TensorWriter};
+use serde_json::{Value, json};
 
 fn succeeds(arguments: &[&str]) -> String {
     let outcome = duogpt(arguments);
@@ -272,4 +274,113 @@ fn nothing_is_overwritten_or_left_half_written() {
         }
     }
     assert!(!output.exists() && fs::read_dir(directory.path()).unwrap().count() == 1);
+}
+
+/// The first tokens of the vocabulary, in some order.
+const TOKENS: [u32; 12] = [3, 17, 8, 0, 39, 21, 5, 30, 11, 2, 26, 14];
+
+fn logits(model: &Path) -> ndarray::Array2<f64> {
+    let checkpoint = Checkpoint::open(model).unwrap();
+    let embedding = checkpoint.embedding::<f64>().unwrap();
+    let forward = Forward::new(&checkpoint.config, TOKENS.len());
+    let mut state = State::embed(&embedding, ndarray::ArrayView1::from(&TOKENS));
+    for number in 0..checkpoint.config.num_hidden_layers {
+        let layer = checkpoint.layer::<f64>(number).unwrap();
+        forward.enter(&layer, &mut state);
+        for group in Group::ALL {
+            let outputs = apply(layer.group(group), state.input.view());
+            forward.advance(&layer, group, outputs, &mut state);
+        }
+    }
+    forward.logits(&checkpoint.head().unwrap(), &state.hidden)
+}
+
+/// The package's first versions named the parts `<module>.weight.<part>`, and compressed the embedding too.
+#[test]
+fn the_names_of_the_first_versions_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let dense = package_fixture("dense");
+    let source = Checkpoint::open(&dense).unwrap();
+    let mut entries = Vec::new();
+    for shard in 0..source.shards().len() {
+        for (name, info) in source.tensors_of(shard) {
+            let bytes = source.tensor_data(&name).unwrap().bytes.to_vec();
+            match (name.contains("_proj") || name.contains("embed_tokens"), &info.shape[..]) {
+                (true, &[n, k]) => {
+                    let stored = sparse_bitmask::stored_values(&bytes, 2);
+                    let parts = sparse_bitmask::parts(&name, &info, stored);
+                    for ((part, dtype, shape), bytes) in
+                        parts.into_iter().zip(sparse_bitmask::compress(&bytes, (n, k), 2))
+                    {
+                        let (_, part) = part.rsplit_once('.').unwrap();
+                        entries.push((format!("{name}.{part}"), dtype, shape, bytes));
+                    }
+                }
+                _ => entries.push((name, info.dtype, info.shape, bytes)),
+            }
+        }
+    }
+    let headers = entries.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.as_slice()));
+    let path = directory.path().join("model.safetensors");
+    let writer = TensorWriter::create(&path, headers, &HashMap::new()).unwrap();
+    entries.iter().for_each(|(name, _, _, bytes)| writer.write(name, bytes).unwrap());
+    let mut config = read_json(&dense.join("config.json"));
+    config["compression_config"] = json!({"quant_method": "compressed-tensors",
+        "sparsity_config": {"format": "sparse-bitmask", "global_sparsity": 0.47, "sparsity_structure": "0:0"}});
+    fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    assert_eq!(logits(directory.path()), logits(&dense));
+    // Dense again, nothing speaks of another format.
+    let back = directory.path().join("back");
+    convert(directory.path(), &back, "dense");
+    let config = read_json(&back.join("config.json"));
+    assert!(
+        config.get("compression_config").is_none() && config.get("quantization_config").is_none(),
+        "{config}"
+    );
+    assert_eq!(logits(&back), logits(&dense));
+}
+
+/// An entry of sparsity alone may speak of a quantisation that there is none of.
+#[test]
+fn an_entry_without_a_quantisation_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = package_fixture("package");
+    fs::copy(source.join("model.safetensors"), directory.path().join("model.safetensors")).unwrap();
+    let mut config = read_json(&source.join("config.json"));
+    let entry = config["quantization_config"].as_object_mut().unwrap();
+    entry.extend([
+        ("format".to_string(), json!("dense")),
+        ("quantization_status".into(), json!("compressed")),
+        ("ignore".into(), json!([])),
+        ("config_groups".into(), json!({})),
+        ("kv_cache_scheme".into(), Value::Null),
+    ]);
+    fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    assert_eq!(logits(directory.path()), logits(&package_fixture("dense")));
+}
+
+/// A checkpoint that may only be read gives copies that may be written.
+#[test]
+fn copies_of_read_only_files_are_writable() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let (source, output) = (directory.path().join("source"), directory.path().join("output"));
+    fs::create_dir(&source).unwrap();
+    for entry in fs::read_dir(fixture("tiny-llama")).unwrap().map(Result::unwrap) {
+        let to = source.join(entry.file_name());
+        fs::copy(entry.path(), &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let writable = |output: &Path| {
+        for entry in fs::read_dir(output).unwrap().map(Result::unwrap) {
+            let mode = entry.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o200, 0o200, "{:?}: {mode:o}", entry.path());
+        }
+    };
+    convert(&source, &output, "sparse-bitmask");
+    writable(&output);
+    let pruned = directory.path().join("pruned");
+    let (model, target) = (source.to_str().unwrap(), pruned.to_str().unwrap());
+    succeeds(&["prune", "--method", "magnitude", "--model", model, "--output", target, "--dtype", "f32"]);
+    writable(&pruned);
 }

@@ -311,11 +311,37 @@ fn a_bad_line_is_refused_with_file_and_line() {
     }
 }
 
+/// As the harness cuts, which `every_context_continuation_token_and_truncation_is_the_harness_s` shows; but not in silence.
+#[test]
+fn a_context_that_is_cut_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(fixture("tiny-llama").join(file), directory.path().join(file)).unwrap();
+    }
+    let data = fixture("zero_shot/data");
+    let said = |context: usize| {
+        let mut config = common::read_json(&directory.path().join("config.json"));
+        config["max_position_embeddings"] = context.into();
+        fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+        let (model, data) = (directory.path().to_str().unwrap(), data.to_str().unwrap());
+        let flags =
+            ["eval", "zero-shot", "--model", model, "--data", data, "--tasks", "arc_easy", "--limit", "4"];
+        let outcome = duogpt(&flags);
+        assert!(outcome.status.success());
+        String::from_utf8(outcome.stderr).unwrap()
+    };
+    assert_eq!(said(512), "");
+    let warning = said(24);
+    assert!(warning.contains("arc_easy.jsonl") && warning.contains("context of 24 tokens"), "{warning}");
+}
+
 #[test]
 fn files_and_flags_that_do_not_do_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let here = |flags: &[&str]| zero_shot(directory.path(), &[&["--data", "."], flags].concat());
-    refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl", "No such file"]);
+    refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl", "the directory has none of the tasks"]);
+    fs::write(directory.path().join("boolq.jsonl"), "").unwrap();
+    refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl", "the tasks that the directory has: boolq"]);
     fs::write(directory.path().join("piqa.jsonl"), "\n \n").unwrap();
     refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl", "has no documents"]);
     fs::write(directory.path().join("piqa.jsonl"), b"\n{\"goal\": \"\xff\"}").unwrap();

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::directory::{check_target, companions, partial_name, write_index};
+use super::directory::{check_target, companions, copy, partial_name, write_index};
 use super::report;
-use crate::model::sparse_bitmask::{self, ENTRY, StorageFormat};
+use crate::model::sparse_bitmask::{self, ENTRY, OLDER_ENTRY, StorageFormat};
 use crate::model::{Checkpoint, CheckpointError};
 use crate::progress::Observer;
 use crate::tensors::{Dtype, TensorError, TensorInfo, TensorWriter};
@@ -79,13 +79,11 @@ pub(super) fn write(
     }
 
     for (name, from) in companions(&checkpoint.directory)? {
-        let to = directory.join(&name);
-        fs::copy(&from, &to).map_err(TensorError::io(&to))?;
+        copy(&from, &directory.join(&name))?;
     }
     let report = checkpoint.directory.join(report::FILE_NAME);
     if report.is_file() {
-        let to = directory.join(report::FILE_NAME);
-        fs::copy(&report, &to).map_err(TensorError::io(&to))?;
+        copy(&report, &directory.join(report::FILE_NAME))?;
     }
     let sparsity = (format == StorageFormat::SparseBitmask).then(|| zeros as f64 / weights.max(1) as f64);
     set_format(&directory.join("config.json"), sparsity)?;
@@ -138,12 +136,14 @@ pub(super) fn set_format(path: &Path, sparsity: Option<f64>) -> Result<(), Check
     let mut json: Value = serde_json::from_str(&text).map_err(not_json)?;
     let object = json.as_object_mut().ok_or_else(|| malformed("not a JSON object".into()))?;
     let mut edited = text.clone();
-    if object.shift_remove(ENTRY).is_some() {
-        edited = without_last_entry(&text, ENTRY)
-            .filter(|text| {
-                serde_json::from_str::<Value>(text).is_ok_and(|left| left.as_object() == Some(object))
-            })
-            .unwrap_or_else(|| format!("{:#}\n", Value::Object(object.clone())));
+    for key in [ENTRY, OLDER_ENTRY] {
+        if object.shift_remove(key).is_some() {
+            edited = without_last_entry(&edited, key)
+                .filter(|text| {
+                    serde_json::from_str::<Value>(text).is_ok_and(|left| left.as_object() == Some(object))
+                })
+                .unwrap_or_else(|| format!("{:#}\n", Value::Object(object.clone())));
+        }
     }
     if let Some(sparsity) = sparsity {
         let entry = format!("{:#}", sparse_bitmask::entry(sparsity)).replace('\n', "\n  ");

@@ -51,6 +51,12 @@ pub(super) fn companions(directory: &Path) -> Result<Vec<(OsString, PathBuf)>, T
     Ok(files)
 }
 
+/// Copies a file's content. The copy is a new file, which its owner may write, whatever the permissions of the source.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), TensorError> {
+    let content = fs::read(from).map_err(TensorError::io(from))?;
+    fs::write(to, content).map_err(TensorError::io(to))
+}
+
 /// Writes the index of a sharded checkpoint.
 pub(super) fn write_index(
     directory: &Path,

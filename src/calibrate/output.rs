@@ -9,7 +9,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::convert;
-use super::directory::{check_target, companions, partial_name, write_index};
+use super::directory::{check_target, companions, copy, partial_name, write_index};
 use super::report::LinearReport;
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
@@ -121,7 +121,7 @@ impl OutputDirectory {
     fn copy_files(&self, checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result<(), CheckpointError> {
         for (name, from) in companions(&checkpoint.directory)? {
             let to = self.partial.join(&name);
-            fs::copy(&from, &to).map_err(TensorError::io(&to))?;
+            copy(&from, &to)?;
         }
         let path = self.partial.join("config.json");
         convert::set_format(&path, None)?;

@@ -57,7 +57,7 @@ pub enum Cut {
 }
 
 impl Windows {
-    /// Reads a text (or a JSONL file with a field `text` per line, joined by blank lines), encodes it once with the
+    /// Reads a text (or JSON documents with a field `text`, one a line or in an array, joined by blank lines), encodes it once with the
     /// tokenizer's special tokens, and cuts it into windows of `length` tokens.
     ///
     /// # Errors
@@ -73,12 +73,20 @@ impl Windows {
         check_length(length, config).map_err(unusable)?;
         let bytes = std::fs::read(path).map_err(TensorError::io(path))?;
         let text = String::from_utf8(bytes).map_err(|error| {
-            unusable(format!("not UTF-8 text (byte {})", error.utf8_error().valid_up_to()))
+            let packed =
+                [(&[0x1f, 0x8b][..], "gzip"), (b"PAR1", "Parquet"), (b"\x28\xb5\x2f\xfd", "Zstandard")];
+            let packed = packed.iter().find(|(magic, _)| error.as_bytes().starts_with(magic));
+            unusable(match packed {
+                Some((_, kind)) => {
+                    format!("is a {kind} file; give its text, or JSON lines with a field `text`")
+                }
+                None => format!("not UTF-8 text (byte {})", error.utf8_error().valid_up_to()),
+            })
         })?;
-        let text = if path.extension().is_some_and(|e| e == "jsonl") {
-            join_jsonl(&text).map_err(unusable)?
-        } else {
-            text
+        let text = match Layout::of(path, &text) {
+            Layout::Plain => text,
+            Layout::JsonLines => join_lines(&text).map_err(unusable)?,
+            Layout::JsonArray => join_array(&text).map_err(unusable)?,
         };
         if text.trim().is_empty() {
             return Err(unusable("the text is empty".into()));
@@ -198,16 +206,62 @@ pub(crate) fn check_vocabulary(
     }
 }
 
-fn join_jsonl(text: &str) -> Result<String, String> {
-    let mut documents = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let line_number = number + 1;
-        let json: serde_json::Value =
-            serde_json::from_str(line).map_err(|error| format!("line {line_number} is not JSON: {error}"))?;
-        match json.get("text").and_then(|text| text.as_str()) {
-            Some(text) => documents.push(text.to_string()),
-            None => return Err(format!("line {line_number} has no field `text`")),
+/// How documents lie in a file.
+enum Layout {
+    Plain,
+    JsonLines,
+    JsonArray,
+}
+
+impl Layout {
+    /// By the file's name; where that says nothing, JSON is what begins as such: an object with a field `text` on the first
+    /// line, or an array of them. (The published shards of C4 have names such as `c4-train.00000-of-01024.json`.)
+    fn of(path: &Path, text: &str) -> Self {
+        let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+        let named = |name: &str| extension.as_ref().is_some_and(|extension| extension == name);
+        let start = text.trim_start_matches('\u{feff}').trim_start();
+        let array = || start.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with(['{', ']']));
+        let first =
+            || start.lines().next().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        if named("jsonl") || named("ndjson") {
+            Layout::JsonLines
+        } else if named("json") {
+            if start.starts_with('[') { Layout::JsonArray } else { Layout::JsonLines }
+        } else if first().is_some_and(|line| line.get("text").is_some()) {
+            Layout::JsonLines
+        } else if array() && join_array(text).is_ok() {
+            Layout::JsonArray
+        } else {
+            Layout::Plain
         }
     }
+}
+
+/// The documents of JSON lines.
+fn join_lines(text: &str) -> Result<String, String> {
+    let text = text.trim_start_matches('\u{feff}');
+    let mut documents = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let place = format!("line {}", number + 1);
+        let json = serde_json::from_str(line).map_err(|error| {
+            format!("{place} is not JSON: {error}; expected an object with a field `text` per line")
+        })?;
+        documents.push(document(&place, &json)?);
+    }
     Ok(documents.join("\n\n"))
+}
+
+/// The documents of a JSON array.
+fn join_array(text: &str) -> Result<String, String> {
+    let text = text.trim_start_matches('\u{feff}');
+    let entries: Vec<serde_json::Value> = serde_json::from_str(text)
+        .map_err(|error| format!("not a JSON array: {error}; expected objects with a field `text`"))?;
+    let documents =
+        entries.iter().enumerate().map(|(i, json)| document(&format!("entry {i} of the array"), json));
+    Ok(documents.collect::<Result<Vec<_>, _>>()?.join("\n\n"))
+}
+
+fn document(place: &str, json: &serde_json::Value) -> Result<String, String> {
+    let text = json.get("text").and_then(|text| text.as_str());
+    text.map(String::from).ok_or_else(|| format!("{place} has no field `text`"))
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{CliError, Progress};
+use super::{CliError, Progress, open};
 use crate::calibrate::convert::convert;
 use crate::model::Checkpoint;
 use crate::model::sparse_bitmask::StorageFormat;
@@ -29,7 +29,7 @@ pub struct ConvertArgs {
 /// # Errors
 /// If the checkpoint cannot be read or the output cannot be written. Then no output is left.
 pub fn run(args: &ConvertArgs) -> Result<ExitCode, CliError> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = open(&args.model)?;
     convert(&checkpoint, &args.output, args.format, &Progress::new("convert", false))?;
     let bytes = |checkpoint: &Checkpoint| -> usize {
         checkpoint.shards().iter().map(|shard| shard.identity().0).sum()

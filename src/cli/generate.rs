@@ -8,14 +8,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::eval::ActivationPruning;
-use super::{BackendName, CliError, IN_F32_ONLY, Precision, Progress, fraction};
+use super::{BackendName, CliError, IN_F32_ONLY, Precision, Progress, fraction, open, tokenizer_of};
 use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::check_vocabulary;
 use crate::cuda::DeviceProducts;
 use crate::generate::stats::Stats;
 use crate::generate::{
     Decoder, Fast, FormatKind, Generation, Products, Reference, Sampler, Stopped, TextStream,
-    ends_of_sequence, generate,
+    ends_of_sequence, generate, settings_passed_over,
 };
 use crate::linalg::Scalar;
 use crate::model::Checkpoint;
@@ -110,7 +110,15 @@ fn probability(text: &str) -> Result<f64, String> {
 /// # Errors
 /// Whatever keeps the model from being read or run.
 pub fn run(args: &GenerateArgs) -> Result<ExitCode, CliError> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = open(&args.model)?;
+    let passed_over = settings_passed_over(&checkpoint.directory)?;
+    if !passed_over.is_empty() {
+        eprintln!(
+            "warning: {}: {} would change transformers' text; this command goes by its own flags alone",
+            checkpoint.directory.join("generation_config.json").display(),
+            passed_over.join(", ")
+        );
+    }
     let (prompt, tokenizer) = args.prompt.read(&checkpoint)?;
     let tokenizer = tokenizer.as_ref();
     let gpu = args.backend.device((args.precision == Precision::F64).then_some(IN_F32_ONLY))?;
@@ -128,7 +136,7 @@ impl Prompt {
     fn read(&self, checkpoint: &Checkpoint) -> Result<(Vec<u32>, Option<Tokenizer>), CliError> {
         let (tokens, tokenizer) = match (&self.prompt, &self.prompt_tokens) {
             (Some(text), _) => {
-                let tokenizer = Tokenizer::of(checkpoint)?;
+                let tokenizer = tokenizer_of(checkpoint)?;
                 let mut tokens = tokenizer.encode(text)?;
                 for character in tokenizer.unknown(text)? {
                     eprintln!(
@@ -142,7 +150,7 @@ impl Prompt {
             }
             (None, tokens) => {
                 let there = checkpoint.directory.join(Tokenizer::FILE).is_file();
-                let tokenizer = there.then(|| Tokenizer::of(checkpoint)).transpose()?;
+                let tokenizer = there.then(|| tokenizer_of(checkpoint)).transpose()?;
                 (tokens.clone().unwrap_or_default(), tokenizer)
             }
         };

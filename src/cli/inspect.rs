@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::CliError;
+use super::{CliError, open};
 use crate::model::Checkpoint;
 use crate::model::sparse_bitmask::StorageFormat;
 use crate::tensors::{Dtype, TensorError};
@@ -47,7 +47,7 @@ impl TensorLine {
 /// # Errors
 /// If the checkpoint cannot be read.
 pub fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = open(&args.model)?;
     let mut lines = Vec::new();
     let (mut weights, mut zeros) = (0, 0);
     for layer in 0..checkpoint.config.num_hidden_layers {

@@ -21,8 +21,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::calibrate::windows::{Cut, Windows, WindowsError};
 use crate::cuda::Gpu;
-use crate::model::Checkpoint;
 use crate::model::tokenizer::Tokenizer;
+use crate::model::{Checkpoint, CheckpointError};
 use crate::tensors::FloatType;
 use progress::Progress;
 
@@ -165,6 +165,30 @@ impl From<ActivationType> for FloatType {
     }
 }
 
+/// Opens a model directory, and prints what its user should know of how it is read.
+///
+/// # Errors
+/// [`CheckpointError`].
+pub(crate) fn open(model: &Path) -> Result<Checkpoint, CheckpointError> {
+    let checkpoint = Checkpoint::open(model)?;
+    for warning in &checkpoint.warnings {
+        eprintln!("warning: {}: {warning}", model.display());
+    }
+    Ok(checkpoint)
+}
+
+/// Reads a model's tokenizer, and prints what its user should know of how it is read.
+///
+/// # Errors
+/// [`CheckpointError`].
+pub(crate) fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer, CheckpointError> {
+    let tokenizer = Tokenizer::of(checkpoint)?;
+    for warning in &tokenizer.warnings {
+        eprintln!("warning: {}: {warning}", checkpoint.directory.display());
+    }
+    Ok(tokenizer)
+}
+
 /// A fraction of zeros in [0, 1).
 pub(crate) fn fraction(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -217,7 +241,7 @@ impl DataSource {
         let config = &checkpoint.config;
         match (&self.text, &self.tokens) {
             (Some(text), _) => {
-                let tokenizer = Tokenizer::of(checkpoint)?;
+                let tokenizer = tokenizer_of(checkpoint)?;
                 // The paper's 2048, or what the model can do.
                 let length = length.unwrap_or(config.max_position_embeddings.min(2048));
                 Windows::from_text(text, &tokenizer, config, length, cut).map(Some)

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::method::{MethodName, Profile, Settings, warn_of_order};
 use super::{
-    ActivationType, BackendName, CliError, DataSource, IN_F32_ONLY, Precision, Progress, fraction,
+    ActivationType, BackendName, CliError, DataSource, IN_F32_ONLY, Precision, Progress, fraction, open,
     with_precision,
 };
 use crate::backend::{Backend, Cpu};
@@ -152,7 +152,7 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode, CliError> {
         (_, Some(_)) => Some("CUDA does not round weights to grids (--bits)"),
         _ => None,
     })?;
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = open(&args.model)?;
     let cut = Cut::Random { samples: args.samples.unwrap_or(128), seed: args.seed };
     let windows = args.data.windows(&checkpoint, args.sequence_length, args.samples, cut)?;
     let method = args.method()?;

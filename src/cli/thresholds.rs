@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{CliError, DataSource, Precision, Progress, fraction, with_precision};
+use super::{CliError, DataSource, Precision, Progress, fraction, open, with_precision};
 use crate::backend::Cpu;
 use crate::calibrate::thresholds::{Allocation, ThresholdFile, ThresholdJob};
 use crate::calibrate::windows::{Cut, Windows};
@@ -58,7 +58,7 @@ pub struct ThresholdsArgs {
 /// If they cannot be found or written. Then no file is written.
 pub fn run(args: &ThresholdsArgs) -> Result<ExitCode, CliError> {
     check_output(&args.output)?;
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = open(&args.model)?;
     let cut = Cut::Random { samples: args.samples.unwrap_or(16), seed: args.seed };
     let windows = args.data.windows(&checkpoint, args.sequence_length, args.samples, cut)?.ok_or(
         "thresholds need calibration data; give a text with --text FILE, or windows with --tokens FILE",

@@ -107,6 +107,33 @@ pub fn generate<T: Scalar, P: Products<T>>(
     Ok(Generation { tokens, stopped, prompt_time, decoding_time, traffic: sequence.traffic })
 }
 
+/// The settings of a model directory's `generation_config.json`, as `name value`, that would make transformers write another
+/// text than [`generate`], which goes by its arguments alone.
+///
+/// # Errors
+/// [`CheckpointError`] when the file is damaged.
+pub fn settings_passed_over(directory: &Path) -> Result<Vec<String>, CheckpointError> {
+    let path = directory.join("generation_config.json");
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let json = read_json(&path)?;
+    // With these values, or null, they change nothing.
+    let neutral = serde_json::json!({
+        "do_sample": false, "num_beams": 1, "repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0,
+        "min_new_tokens": 0, "bad_words_ids": [], "force_words_ids": [], "suppress_tokens": [],
+        "begin_suppress_tokens": [], "sequence_bias": {}, "penalty_alpha": 0, "forced_bos_token_id": null,
+        "forced_eos_token_id": null, "exponential_decay_length_penalty": null,
+    });
+    let changes = |(name, neutral): (&String, &serde_json::Value)| {
+        let value = json.get(name).filter(|value| !value.is_null())?;
+        let nothing =
+            value == neutral || value.as_f64().is_some_and(|number| neutral.as_f64() == Some(number));
+        (!nothing).then(|| format!("`{name}` {value}"))
+    };
+    Ok(neutral.as_object().into_iter().flatten().filter_map(changes).collect())
+}
+
 /// The tokens that end a text: `eos_token_id` of `generation_config.json`, or of `config.json`; a number or a list.
 ///
 /// # Errors
@@ -118,8 +145,7 @@ pub fn ends_of_sequence(directory: &Path) -> Result<Vec<u32>, CheckpointError> {
             continue;
         }
         let malformed = |detail: String| CheckpointError::Malformed { path: path.clone(), detail };
-        let text = std::fs::read_to_string(&path).map_err(TensorError::io(&path))?;
-        let json = parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+        let json = read_json(&path)?;
         let value = &json["eos_token_id"];
         if value.is_null() {
             continue;
@@ -131,4 +157,12 @@ pub fn ends_of_sequence(directory: &Path) -> Result<Vec<u32>, CheckpointError> {
         });
     }
     Ok(Vec::new())
+}
+
+fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
+    let text = std::fs::read_to_string(path).map_err(TensorError::io(path))?;
+    parse_json(&text).map_err(|error| CheckpointError::Malformed {
+        path: path.into(),
+        detail: format!("not JSON: {error}"),
+    })
 }

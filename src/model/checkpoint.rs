@@ -1,7 +1,7 @@
 //! A model directory: safetensors, one file or sharded, memory-mapped, one decoder layer in memory at a time.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
 
 use ndarray::{Array1, Array2};
 
@@ -24,22 +24,24 @@ pub struct Checkpoint {
     pub config: ModelConfig,
     /// Disturbs the decoder layers' linears as they are read.
     pub jitter: Option<Jitter>,
+    /// What a user should know of how the directory is read, a sentence each.
+    pub warnings: Vec<String>,
     shards: Vec<TensorFile>,
+    /// Whether an index names them.
+    sharded: bool,
     /// Tensor to shard; a compressed weight to that of its values.
     place: BTreeMap<String, usize>,
     /// The weights that are compressed.
     compressed: BTreeMap<String, Compressed>,
-    /// What the names of the decoder's tensors begin with.
-    prefix: &'static str,
 }
 
 impl Checkpoint {
     /// The file that places tensors in shards.
     pub const INDEX: &str = "model.safetensors.index.json";
 
-    /// Opens a Hugging Face directory: `config.json`, and `model.safetensors` or the shards that
+    /// Opens a Hugging Face directory: `config.json`, and `model.safetensors` or, where there is none, the shards that
     /// `model.safetensors.index.json` names. Checks that every tensor of the architecture is there, of the right
-    /// shape and of a floating-point type.
+    /// shape and of a floating-point type. What is there besides is not read, which [`warnings`](Self::warnings) says.
     ///
     /// # Errors
     /// [`CheckpointError`], naming the file and the tensor.
@@ -51,15 +53,37 @@ impl Checkpoint {
             });
         }
         let config = ModelConfig::read(&directory.join("config.json"))?;
-        let (shards, mut place) = open_shards(directory)?;
+        let Shards { shards, mut place, sharded, warnings } = Shards::open(directory)?;
         let compressed = sparse_bitmask::find(&shards, &mut place)?;
-        let prefixes = config.architecture.prefixes;
-        let there = |prefix: &&&str| place.contains_key(&embedding_name(prefix));
-        let prefix = prefixes.iter().find(there).unwrap_or(&prefixes[0]);
         let directory = directory.into();
-        let checkpoint = Checkpoint { directory, config, jitter: None, shards, place, compressed, prefix };
+        let jitter = None;
+        let mut checkpoint =
+            Checkpoint { directory, config, jitter, warnings, shards, sharded, place, compressed };
+        checkpoint.untie_what_differs()?;
         checkpoint.check_tensors()?;
         Ok(checkpoint)
+    }
+
+    /// A file that holds both an embedding and an lm_head, and these differ, is not tied, whatever its config says.
+    fn untie_what_differs(&mut self) -> Result<(), CheckpointError> {
+        let embedding = self.name(EMBEDDING);
+        let both = self.place.contains_key(&embedding) && self.place.contains_key(LM_HEAD);
+        if self.config.tie_word_embeddings && both {
+            let (a, b) = (self.tensor_data(&embedding)?, self.tensor_data(LM_HEAD)?);
+            let equal = match a.info.dtype == b.info.dtype {
+                true => a.bytes == b.bytes,
+                false => a.flat::<f64>()? == b.flat::<f64>()?,
+            };
+            if !equal {
+                self.config.tie_word_embeddings = false;
+                self.warnings.push(format!(
+                    "`tie_word_embeddings` of config.json is true, but `{embedding}` and `{LM_HEAD}` differ: each is used as \
+                     it is, as transformers 5 does"
+                ));
+            }
+            self.drop_pages();
+        }
+        Ok(())
     }
 
     /// The weight files, in the order of their names.
@@ -69,14 +93,14 @@ impl Checkpoint {
 
     /// Whether an index places the tensors.
     pub fn is_sharded(&self) -> bool {
-        self.directory.join(Self::INDEX).is_file()
+        self.sharded
     }
 
     fn shard(&self, name: &str) -> Result<&TensorFile, TensorError> {
         let missing = || {
             // The file that should say where it is.
             let path = match &self.shards[..] {
-                [single] if !self.is_sharded() => single.path().into(),
+                [single] if !self.sharded => single.path().into(),
                 _ => self.directory.join(Self::INDEX),
             };
             TensorError::MissingTensor { path, name: name.into() }
@@ -156,11 +180,18 @@ impl Checkpoint {
     }
 
     fn of_layer(&self, layer: usize, module: &str, part: &str) -> String {
-        format!("{}{}", self.prefix, layer_tensor(layer, module, part))
+        self.name(&layer_tensor(layer, module, part))
     }
 
     fn of_decoder(&self, module: &str, part: &str) -> String {
-        format!("{}{module}.{part}", self.prefix)
+        self.name(&format!("{module}.{part}"))
+    }
+
+    /// The name of a tensor of the decoder: behind the first of its architecture's prefixes under which it is there.
+    fn name(&self, tensor: &str) -> String {
+        let prefixes = self.config.architecture.prefixes;
+        let mut names = prefixes.iter().map(|prefix| format!("{prefix}{tensor}"));
+        names.find(|name| self.place.contains_key(name)).unwrap_or_else(|| format!("{}{tensor}", prefixes[0]))
     }
 
     /// One linear's weight (out x in).
@@ -198,6 +229,10 @@ impl Checkpoint {
         Ok(Layer {
             attention_norm: norm(architecture.attention_norm)?,
             mlp_norm: norm(architecture.mlp_norm)?,
+            query_key_norms: match architecture.query_key_norms {
+                Some([query, key]) => Some([norm(query)?, norm(key)?]),
+                None => None,
+            },
             linears: Vec::new(),
             biases: architecture.linears.iter().map(bias).collect::<Result<_, _>>()?,
             window: self.config.window(layer),
@@ -214,9 +249,14 @@ impl Checkpoint {
         Ok(Norm { weight: self.vector(&name("weight"))?, bias })
     }
 
-    /// The name of the tensor with a row for each token.
+    /// The name of the tensor with a row for each token. Where the embedding serves as lm_head, the file may hold it under
+    /// the latter's name.
     pub fn embedding_tensor(&self) -> String {
-        embedding_name(self.prefix)
+        let name = self.name(EMBEDDING);
+        let under_the_other = self.config.tie_word_embeddings
+            && !self.place.contains_key(&name)
+            && self.place.contains_key(LM_HEAD);
+        if under_the_other { LM_HEAD.into() } else { name }
     }
 
     /// What stands before the first layer.
@@ -298,91 +338,167 @@ impl Checkpoint {
         self.shards.iter().for_each(TensorFile::drop_pages);
     }
 
-    fn check_tensors(&self) -> Result<(), CheckpointError> {
-        let (c, architecture) = (&self.config, self.config.architecture);
-        self.check(&self.embedding_tensor(), &[c.vocab_size, c.embedding_size])?;
-        if let Positions::Learned { offset } = c.positions {
-            let rows = c.max_position_embeddings + offset;
-            self.check(&self.of_decoder(POSITIONS, "weight"), &[rows, c.hidden_size])?;
-        }
-        if self.projects() {
-            self.check(&self.of_decoder(PROJECT_IN, "weight"), &[c.hidden_size, c.embedding_size])?;
-            self.check(&self.of_decoder(PROJECT_OUT, "weight"), &[c.embedding_size, c.hidden_size])?;
-        }
-        if c.final_norm {
-            self.check_norm(|part| self.of_decoder(architecture.final_norm, part))?;
-        }
-        if !c.tie_word_embeddings {
-            self.check(LM_HEAD, &[c.vocab_size, c.embedding_size])?;
-        }
-        for layer in 0..c.num_hidden_layers {
-            self.check_norm(|part| self.of_layer(layer, architecture.attention_norm, part))?;
-            self.check_norm(|part| self.of_layer(layer, architecture.mlp_norm, part))?;
-            for &linear in architecture.linears {
-                let (rows, columns) = linear.shape(c);
-                self.check(&self.tensor(layer, linear), &[rows, columns])?;
-                if c.biased.contains(&linear.role) {
-                    self.check(&self.of_layer(layer, linear.module, "bias"), &[rows])?;
-                }
-            }
-        }
-        let beyond = self.tensor(c.num_hidden_layers, architecture.linears[0]);
+    /// Checks the tensors that the config asks for, and notes the others.
+    fn check_tensors(&mut self) -> Result<(), CheckpointError> {
+        let mut used = BTreeSet::new();
+        self.each_tensor(|name, shape, fields| {
+            self.check(&name, shape, fields)?;
+            used.insert(name);
+            Ok(())
+        })?;
+        let config = &self.config;
+        let beyond = self.tensor(config.num_hidden_layers, config.architecture.linears[0]);
         if self.place.contains_key(&beyond) {
             return Err(CheckpointError::Malformed {
                 path: self.directory.join("config.json"),
                 detail: format!(
                     "`num_hidden_layers` is {}, but tensor `{beyond}` exists",
-                    c.num_hidden_layers
+                    config.num_hidden_layers
                 ),
             });
         }
+        let is_part = |name: &str| {
+            sparse_bitmask::weight_of(name).is_some_and(|weight| self.compressed.contains_key(&weight))
+        };
+        let tied = |name: &str| name == LM_HEAD && config.tie_word_embeddings;
+        // Old files keep the rotary frequencies, which follow from the config.
+        let computed = |name: &str| name.ends_with("rotary_emb.inv_freq");
+        let unused: Vec<&str> = (self.place.keys().map(String::as_str))
+            .filter(|name| !used.contains(*name) && !is_part(name) && !tied(name) && !computed(name))
+            .collect();
+        if !unused.is_empty() {
+            let shown = 3.min(unused.len());
+            let more = unused.len() - shown;
+            self.warnings.push(format!(
+                "{} in the weights that config.json does not ask for, and that nothing reads: `{}`{}",
+                if unused.len() == 1 { "there is a tensor" } else { "there are tensors" },
+                unused[..shown].join("`, `"),
+                if more > 0 { format!(" and {more} more") } else { String::new() },
+            ));
+        }
         Ok(())
     }
 
-    fn check_norm(&self, name: impl Fn(&str) -> String) -> Result<(), TensorError> {
-        self.check(&name("weight"), &[self.config.hidden_size])?;
-        match self.config.norm {
-            NormKind::Rms { .. } => Ok(()),
-            NormKind::Layer { .. } => self.check(&name("bias"), &[self.config.hidden_size]),
+    /// Names and shapes of the tensors that the config asks for, with the fields that the shape comes from, or that ask for
+    /// the tensor.
+    fn each_tensor(
+        &self,
+        mut visit: impl FnMut(String, &[usize], &str) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        let (c, architecture) = (&self.config, self.config.architecture);
+        let of_vocabulary = "`vocab_size`, `hidden_size` or `word_embed_proj_dim`";
+        visit(self.embedding_tensor(), &[c.vocab_size, c.embedding_size], of_vocabulary)?;
+        if let Positions::Learned { offset } = c.positions {
+            let rows = c.max_position_embeddings + offset;
+            let fields = format!("`max_position_embeddings` + {offset}, `hidden_size`");
+            visit(self.of_decoder(POSITIONS, "weight"), &[rows, c.hidden_size], &fields)?;
         }
+        if self.projects() {
+            let (narrow, wide) = (c.embedding_size, c.hidden_size);
+            let fields = "`word_embed_proj_dim` is not `hidden_size`";
+            visit(self.of_decoder(PROJECT_IN, "weight"), &[wide, narrow], fields)?;
+            visit(self.of_decoder(PROJECT_OUT, "weight"), &[narrow, wide], fields)?;
+        }
+        let parts: &[&str] = match c.norm {
+            NormKind::Rms { .. } => &["weight"],
+            NormKind::Layer { .. } => &["weight", "bias"],
+        };
+        if c.final_norm {
+            for part in parts {
+                let fields = "`hidden_size`; OPT has no such norm where `do_layer_norm_before` is false or \
+                              `_remove_final_layer_norm` is true";
+                visit(self.of_decoder(architecture.final_norm, part), &[c.hidden_size], fields)?;
+            }
+        }
+        if !c.tie_word_embeddings {
+            let fields = format!("{of_vocabulary}; `tie_word_embeddings` is not true");
+            visit(LM_HEAD.into(), &[c.vocab_size, c.embedding_size], &fields)?;
+        }
+        for layer in 0..c.num_hidden_layers {
+            let norms = [
+                (&[architecture.attention_norm, architecture.mlp_norm][..], c.hidden_size, "`hidden_size`"),
+                (
+                    architecture.query_key_norms.as_slice().as_flattened(),
+                    c.head_dim,
+                    "`head_dim`; `model_type`",
+                ),
+            ];
+            let of_layer = |fields: &str| format!("{fields}; layer {layer} of `num_hidden_layers`");
+            for (names, width, field) in norms {
+                for (norm, part) in names.iter().flat_map(|norm| parts.iter().map(move |part| (norm, part))) {
+                    visit(self.of_layer(layer, norm, part), &[width], &of_layer(field))?;
+                }
+            }
+            for &linear in architecture.linears {
+                let (rows, columns) = linear.shape(c);
+                let (of_rows, of_columns) = linear.fields();
+                let fields = of_layer(&format!("{of_rows}, {of_columns}"));
+                visit(self.tensor(layer, linear), &[rows, columns], &fields)?;
+                if c.biased.contains(&linear.role) {
+                    let asked = "`attention_bias`, `mlp_bias`, `enable_bias` or `model_type` asks for biases";
+                    let fields = of_layer(&format!("{of_rows}; {asked}"));
+                    visit(self.of_layer(layer, linear.module, "bias"), &[rows], &fields)?;
+                }
+            }
+        }
+        Ok(())
     }
 
-    fn check(&self, name: &str, expected: &[usize]) -> Result<(), TensorError> {
+    fn check(&self, name: &str, expected: &[usize], fields: &str) -> Result<(), CheckpointError> {
+        if !self.place.contains_key(name) {
+            return Err(CheckpointError::Malformed {
+                path: match &self.shards[..] {
+                    [single] if !self.sharded => single.path().into(),
+                    _ => self.directory.join(Self::INDEX),
+                },
+                detail: format!("tensor `{name}` is missing, which config.json asks for ({fields})"),
+            });
+        }
         let info = self.info(name)?;
         let path = self.shard(name)?.path().to_path_buf();
         if info.shape != expected {
-            let expected = format!("{expected:?} (from config.json)");
-            return Err(TensorError::ShapeMismatch {
-                path,
-                name: name.into(),
-                expected,
-                found: info.shape.clone(),
-            });
+            let expected = format!("{expected:?} (from config.json: {fields})");
+            let found = info.shape.clone();
+            return Err(TensorError::ShapeMismatch { path, name: name.into(), expected, found }.into());
         }
         if FloatType::of(info.dtype).is_none() {
             let expected = "F64, F32, F16 or BF16";
-            return Err(TensorError::Dtype { path, name: name.into(), expected, found: info.dtype });
+            return Err(TensorError::Dtype { path, name: name.into(), expected, found: info.dtype }.into());
         }
         Ok(())
     }
 }
 
-fn embedding_name(prefix: &str) -> String {
-    format!("{prefix}embed_tokens.weight")
-}
-
+/// Of the decoder.
+const EMBEDDING: &str = "embed_tokens.weight";
 /// Of the decoder, where an architecture has them.
 const POSITIONS: &str = "embed_positions";
 const PROJECT_IN: &str = "project_in";
 const PROJECT_OUT: &str = "project_out";
 
-type Shards = (Vec<TensorFile>, BTreeMap<String, usize>);
+/// The weight files of a directory.
+struct Shards {
+    shards: Vec<TensorFile>,
+    place: BTreeMap<String, usize>,
+    sharded: bool,
+    warnings: Vec<String>,
+}
 
-fn open_shards(directory: &Path) -> Result<Shards, CheckpointError> {
-    let index = directory.join(Checkpoint::INDEX);
-    let single = directory.join("model.safetensors");
-    if !index.is_file() {
-        if !single.is_file() {
+impl Shards {
+    fn open(directory: &Path) -> Result<Self, CheckpointError> {
+        let index = directory.join(Checkpoint::INDEX);
+        let single = directory.join("model.safetensors");
+        if single.is_file() {
+            let shard = TensorFile::open(&single)?;
+            let place = shard.names().map(|name| (name.to_string(), 0)).collect();
+            let beside = format!(
+                "model.safetensors is read, and not the shards that {} beside it names",
+                Checkpoint::INDEX
+            );
+            let warnings = if index.is_file() { vec![beside] } else { Vec::new() };
+            return Ok(Shards { shards: vec![shard], place, sharded: false, warnings });
+        }
+        if !index.is_file() {
             return Err(CheckpointError::Unusable {
                 path: directory.into(),
                 detail: "has neither model.safetensors nor model.safetensors.index.json; other weight formats must be \
@@ -390,51 +506,50 @@ fn open_shards(directory: &Path) -> Result<Shards, CheckpointError> {
                     .into(),
             });
         }
-        let shard = TensorFile::open(&single)?;
-        let place = shard.names().map(|name| (name.to_string(), 0)).collect();
-        return Ok((vec![shard], place));
+        let (mut shards, mut place) = (Vec::new(), BTreeMap::<String, usize>::new());
+        // What is in a shard is there, whatever the index says of it.
+        for file in named_files(&index)? {
+            let path = directory.join(&file);
+            if !path.is_file() {
+                return Err(CheckpointError::Unusable {
+                    path,
+                    detail: format!("missing; {} names it", index.display()),
+                });
+            }
+            let shard = TensorFile::open(&path)?;
+            for name in shard.names() {
+                if let Some(other) = place.insert(name.to_string(), shards.len()) {
+                    let other: &TensorFile = &shards[other];
+                    let detail = format!(
+                        "tensor `{name}` is also in {}; remove one of the two",
+                        other.path().display()
+                    );
+                    return Err(CheckpointError::Malformed { path, detail });
+                }
+            }
+            shards.push(shard);
+        }
+        Ok(Shards { shards, place, sharded: true, warnings: Vec::new() })
     }
+}
 
-    let malformed = |detail: String| CheckpointError::Malformed { path: index.clone(), detail };
-    let text = std::fs::read_to_string(&index).map_err(TensorError::io(&index))?;
+/// The files that an index names, in the order of their names.
+fn named_files(index: &Path) -> Result<BTreeSet<String>, CheckpointError> {
+    let malformed = |detail: String| CheckpointError::Malformed { path: index.into(), detail };
+    let text = std::fs::read_to_string(index).map_err(TensorError::io(index))?;
     let json = parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
     let map = json
         .get("weight_map")
         .and_then(|map| map.as_object())
         .ok_or_else(|| malformed("has no `weight_map`".into()))?;
-    let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (name, file) in map {
+    let file_of = |(name, file): (&String, &serde_json::Value)| {
         let file = file.as_str().ok_or_else(|| malformed(format!("`weight_map.{name}` names no file")))?;
-        // A shard lies beside its index; anything else would read or write elsewhere.
-        if Path::new(file).file_name().is_none_or(|base| base != file) {
-            return Err(malformed(format!(
-                "`weight_map.{name}` names `{file}`, which is no plain file name"
-            )));
+        // A shard lies beside its index (`./` says no more); anything else would read or write elsewhere.
+        let mut parts = Path::new(file).components().filter(|part| *part != Component::CurDir);
+        match (parts.next(), parts.next()) {
+            (Some(Component::Normal(base)), None) => Ok(base.to_string_lossy().into_owned()),
+            _ => Err(malformed(format!("`weight_map.{name}` names `{file}`, which is no plain file name"))),
         }
-        files.entry(file.into()).or_default().push(name.clone());
-    }
-    let (mut shards, mut place) = (Vec::new(), BTreeMap::<String, usize>::new());
-    for (file, names) in files {
-        let path = directory.join(&file);
-        if !path.is_file() {
-            return Err(CheckpointError::Unusable {
-                path,
-                detail: format!("missing; {} names it", index.display()),
-            });
-        }
-        let shard = TensorFile::open(&path)?;
-        for name in &names {
-            shard.info(name)?; // where the index says it is
-        }
-        for name in shard.names() {
-            if let Some(other) = place.insert(name.to_string(), shards.len()) {
-                let other: &TensorFile = &shards[other];
-                let detail =
-                    format!("tensor `{name}` is also in {}; remove one of the two", other.path().display());
-                return Err(CheckpointError::Malformed { path, detail });
-            }
-        }
-        shards.push(shard);
-    }
-    Ok((shards, place))
+    };
+    map.iter().map(file_of).collect()
 }

@@ -181,9 +181,22 @@ impl ModelConfig {
 }
 
 /// The values of a `config.json`, each checked as it is read.
+///
+/// They are read as the configuration classes of transformers 5 read them: a field that is not there has the class's
+/// default; null is refused, but for the fields whose class takes it for "none" (`nullable`).
 pub(super) struct Fields<'a> {
     path: &'a Path,
     json: &'a Value,
+}
+
+/// A number that a class may give a field by default.
+pub(super) struct AttentionDefaults {
+    /// `num_key_value_heads` where it is not there; as many as query heads where the class says nothing.
+    pub key_value_heads: Option<usize>,
+    /// `head_dim` where it is not there; `hidden_size / num_attention_heads` where the class says nothing.
+    pub head_dim: Option<usize>,
+    /// `max_position_embeddings`.
+    pub context: usize,
 }
 
 impl Fields<'_> {
@@ -195,31 +208,45 @@ impl Fields<'_> {
         CheckpointError::Unsupported { path: self.path.into(), detail }
     }
 
-    /// A value, where it is there and not null.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    /// A value, where it is there and not null: for the fields whose class takes null for "none".
+    pub fn nullable(&self, key: &str) -> Option<&Value> {
         self.json.get(key).filter(|value| !value.is_null())
     }
 
+    /// A whole number from 1 up.
     pub fn size(&self, key: &str) -> Result<usize, CheckpointError> {
-        self.optional_size(key)?.ok_or_else(|| self.malformed(format!("`{key}` is missing")))
+        match self.json.get(key) {
+            None => Err(self.malformed(format!(
+                "`{key}` is missing, which a model of `model_type` {} must give",
+                self.json["model_type"]
+            ))),
+            Some(value) => self.count_of(key, value, 1),
+        }
     }
 
-    pub fn optional_size(&self, key: &str) -> Result<Option<usize>, CheckpointError> {
-        self.optional_count(key, 1)
+    pub fn size_or(&self, key: &str, default: usize) -> Result<usize, CheckpointError> {
+        self.json.get(key).map_or(Ok(default), |value| self.count_of(key, value, 1))
     }
 
-    /// A whole number from `least` up.
-    pub fn optional_count(&self, key: &str, least: u64) -> Result<Option<usize>, CheckpointError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+    pub fn nullable_size(&self, key: &str) -> Result<Option<usize>, CheckpointError> {
+        self.nullable(key).map(|value| self.count_of(key, value, 1)).transpose()
+    }
+
+    /// A whole number from 0 up.
+    pub fn count_or(&self, key: &str, default: usize) -> Result<usize, CheckpointError> {
+        self.json.get(key).map_or(Ok(default), |value| self.count_of(key, value, 0))
+    }
+
+    fn count_of(&self, key: &str, value: &Value, least: u64) -> Result<usize, CheckpointError> {
         match value.as_u64().filter(|size| (least..=LARGEST).contains(size)) {
-            Some(size) => Ok(Some(size as usize)),
+            Some(size) => Ok(size as usize),
             None => Err(self
                 .malformed(format!("`{key}` is {value}, expected a whole number from {least} to {LARGEST}"))),
         }
     }
 
     pub fn flag(&self, key: &str, default: bool) -> Result<bool, CheckpointError> {
-        match self.get(key) {
+        match self.json.get(key) {
             None => Ok(default),
             Some(value) => value
                 .as_bool()
@@ -227,110 +254,223 @@ impl Fields<'_> {
         }
     }
 
-    pub fn positive(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
-        self.positive_of(self.json, key)
-    }
-
-    fn positive_of(&self, of: &Value, key: &str) -> Result<Option<f64>, CheckpointError> {
-        match of.get(key).filter(|value| !value.is_null()) {
-            None => Ok(None),
-            Some(value) => match value.as_f64() {
-                Some(x) if x > 0.0 && x.is_finite() => Ok(Some(x)),
-                _ => Err(self.malformed(format!("`{key}` is {value}, expected a positive number"))),
-            },
+    /// What keeps a norm from dividing by zero.
+    pub fn epsilon(&self, key: &str, default: f64) -> Result<f64, CheckpointError> {
+        match self.json.get(key) {
+            None => Ok(default),
+            Some(value) => value.as_f64().filter(|x| *x >= 0.0 && x.is_finite()).ok_or_else(|| {
+                self.malformed(format!("`{key}` is {value}, expected a number that is not negative"))
+            }),
         }
     }
 
-    /// The row of the table that the file names.
+    fn positive(&self, key: &str, value: &Value) -> Result<f64, CheckpointError> {
+        match value.as_f64() {
+            Some(x) if x > 0.0 && x.is_finite() => Ok(x),
+            _ => Err(self.malformed(format!("`{key}` is {value}, expected a positive number"))),
+        }
+    }
+
+    /// The row of the table that `model_type` names. (`architectures` names the class that was saved, such as the model
+    /// without its head or a class of the time before the library had this one; it decides nothing.)
     fn architecture(&self) -> Result<&'static Architecture, CheckpointError> {
-        let named = self.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-        let of_type = self.get("model_type").and_then(Value::as_str);
-        let found = |is: &dyn Fn(&Architecture) -> bool| architecture::SUPPORTED.into_iter().find(|a| is(a));
-        let (name, found) = match (named, of_type) {
-            (Some(class), _) => (class, found(&|a| a.class == class)),
-            (None, Some(model_type)) => (model_type, found(&|a| a.model_type == model_type)),
-            (None, None) => {
-                return Err(self.malformed("names no architecture (`architectures` or `model_type`)".into()));
-            }
-        };
-        if let Some(entry) = self.get(sparse_bitmask::ENTRY) {
+        let supported = || architecture::SUPPORTED.map(|a| a.model_type).join(", ");
+        if let Some(entry) = self.nullable(sparse_bitmask::ENTRY) {
             sparse_bitmask::check_entry(entry).map_err(|detail| self.unsupported(detail))?;
         }
-        found.ok_or_else(|| {
-            let supported = architecture::SUPPORTED.map(|a| a.class).join(", ");
-            self.unsupported(format!("architecture `{name}` is not supported; supported: {supported}"))
+        if self.nullable("per_layer_config").is_some_and(|each| each != &serde_json::json!({})) {
+            return Err(self.unsupported(
+                "`per_layer_config` gives layers shapes of their own; models whose layers are alike are supported"
+                    .into(),
+            ));
+        }
+        let named = self.nullable("model_type").ok_or_else(|| {
+            self.malformed(format!(
+                "`model_type` is missing, which names the architecture; expected one of {}",
+                supported()
+            ))
+        })?;
+        let is_named = |a: &&Architecture| named.as_str() == Some(a.model_type);
+        architecture::SUPPORTED.into_iter().find(is_named).ok_or_else(|| {
+            self.unsupported(format!("`model_type` {named} is not supported; supported: {}", supported()))
         })
     }
 
     /// The nonlinearity that `key` names.
     pub fn activation(&self, key: &str, default: Activation) -> Result<Activation, CheckpointError> {
-        match self.get(key) {
+        match self.json.get(key) {
             None => Ok(default),
             Some(name) => match name.as_str() {
-                Some("silu") => Ok(Activation::Silu),
+                Some("silu" | "swish") => Ok(Activation::Silu),
                 Some("relu") => Ok(Activation::Relu),
-                _ => Err(self
-                    .unsupported(format!("`{key}` {name} is not supported; supported: \"silu\", \"relu\""))),
+                _ => Err(self.unsupported(format!(
+                    "`{key}` {name} is not supported; supported: \"silu\" (or \"swish\"), \"relu\""
+                ))),
             },
         }
     }
 
-    /// The width of a head that is not given by itself.
-    pub fn head_dim(&self, hidden_size: usize, heads: usize) -> Result<usize, CheckpointError> {
-        match hidden_size.is_multiple_of(heads) {
-            true => Ok(hidden_size / heads),
-            false => Err(self.malformed(format!(
-                "`hidden_size` {hidden_size} is no multiple of `num_attention_heads` {heads}, and `head_dim` is not given"
-            ))),
+    /// Query heads, key-value heads, and the width of a head.
+    pub fn heads(
+        &self,
+        hidden_size: usize,
+        defaults: &AttentionDefaults,
+    ) -> Result<(usize, usize, usize), CheckpointError> {
+        let heads = self.size("num_attention_heads")?;
+        let key_value_heads = match (self.json.get("num_key_value_heads"), defaults.key_value_heads) {
+            (None, Some(default)) => default,
+            _ => self.nullable_size("num_key_value_heads")?.unwrap_or(heads),
+        };
+        if !heads.is_multiple_of(key_value_heads) {
+            return Err(self.malformed(format!(
+                "`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {key_value_heads}{}",
+                match self.json.get("num_key_value_heads") {
+                    None => format!(", the default of `model_type` {}", self.json["model_type"]),
+                    Some(_) => String::new(),
+                }
+            )));
         }
+        let head_dim = match defaults.head_dim {
+            Some(default) => self.size_or("head_dim", default)?,
+            None => match self.nullable_size("head_dim")? {
+                Some(given) => given,
+                None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+                None => {
+                    return Err(self.malformed(format!(
+                        "`hidden_size` {hidden_size} is no multiple of `num_attention_heads` {heads}, and `head_dim` is not given"
+                    )));
+                }
+            },
+        };
+        if !head_dim.is_multiple_of(2) {
+            return Err(
+                self.malformed(format!(
+                    "`head_dim` {head_dim} (where it is not given, `hidden_size` / `num_attention_heads`) is odd: rotary embeddings need pairs"
+                ))
+            );
+        }
+        Ok((heads, key_value_heads, head_dim))
     }
 
-    /// `sliding_window`: null is none, but a file that does not speak of it has transformers' default.
+    /// `sliding_window`: null is none, but a file that does not speak of it has the classes' default.
     pub fn sliding_window(&self) -> Result<Option<usize>, CheckpointError> {
         match self.json.get("sliding_window") {
             None => Ok(Some(4096)),
-            Some(_) => self.optional_size("sliding_window"),
+            Some(_) => self.nullable_size("sliding_window"),
         }
     }
 
-    /// Rotary embeddings, as `rope_theta` and `rope_scaling` or `rope_parameters` describe them.
-    pub fn rotary(&self) -> Result<Positions, CheckpointError> {
-        // Newer configurations keep the base beside the scaling.
-        let rope = self.get("rope_parameters").or_else(|| self.get("rope_scaling"));
-        let theta = match rope.map(|rope| self.positive_of(rope, "rope_theta")).transpose()?.flatten() {
-            Some(theta) => theta,
-            None => self.positive("rope_theta")?.unwrap_or(10_000.0),
-        };
-        let scaling = rope.map(|rope| self.scaling(rope)).transpose()?.flatten();
-        Ok(Positions::Rotary { theta, scaling })
+    /// A window of `tokens` in the layers that `layer_types` lists; where there is no list, in `unlisted`.
+    pub fn windows(
+        &self,
+        tokens: Option<usize>,
+        unlisted: SlidingLayers,
+    ) -> Result<Option<SlidingWindow>, CheckpointError> {
+        let listed = self.layer_types()?;
+        match tokens {
+            Some(tokens) => {
+                let layers = listed.map_or(unlisted, SlidingLayers::Listed);
+                Ok(Some(SlidingWindow { tokens, layers }))
+            }
+            None if listed.is_some_and(|slides| slides.contains(&true)) => Err(self.malformed(
+                "`layer_types` has \"sliding_attention\", but there is no window (`sliding_window`, `use_sliding_window`)"
+                    .into(),
+            )),
+            None => Ok(None),
+        }
     }
 
-    fn scaling(&self, rope: &Value) -> Result<Option<Llama3Scaling>, CheckpointError> {
-        let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str);
-        match kind {
-            Some("default") => return Ok(None),
-            Some("llama3") => {}
-            other => {
+    /// Newer files list the layers: whether each has a window.
+    fn layer_types(&self) -> Result<Option<Vec<bool>>, CheckpointError> {
+        let Some(value) = self.nullable("layer_types") else { return Ok(None) };
+        let layers = self.size("num_hidden_layers")?;
+        let wrong = || {
+            self.malformed(format!(
+                "`layer_types` must list \"full_attention\" or \"sliding_attention\" for each of the {layers} layers"
+            ))
+        };
+        let listed = value.as_array().filter(|listed| listed.len() == layers).ok_or_else(wrong)?;
+        let slides = listed.iter().map(|kind| match kind.as_str() {
+            Some("full_attention") => Ok(false),
+            Some("sliding_attention") => Ok(true),
+            _ => Err(wrong()),
+        });
+        slides.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Rotary embeddings. Of `rope_scaling` (transformers 4) and `rope_parameters` (5) the former counts, if it says
+    /// anything; a `rope_theta` in it counts before the one beside it.
+    pub fn rotary(&self, context: usize) -> Result<Positions, CheckpointError> {
+        let none = serde_json::Map::new();
+        let object = |key: &'static str| match self.nullable(key) {
+            None => Ok(None),
+            Some(Value::Object(rope)) => Ok(Some((key, rope)).filter(|(_, rope)| !rope.is_empty())),
+            Some(other) => Err(self.malformed(format!("`{key}` is {other}, expected an object"))),
+        };
+        let (scaling, parameters) = (object("rope_scaling")?, object("rope_parameters")?);
+        let (key, rope) = scaling.or(parameters).unwrap_or(("rope_parameters", &none));
+        let theta = match (rope.get("rope_theta"), self.json.get("rope_theta")) {
+            (Some(theta), _) => self.positive(&format!("{key}.rope_theta"), theta)?,
+            (None, Some(theta)) => self.positive("rope_theta", theta)?,
+            (None, None) => 10_000.0,
+        };
+        for (name, part) in [
+            (format!("{key}.partial_rotary_factor"), rope.get("partial_rotary_factor")),
+            ("partial_rotary_factor".into(), self.nullable("partial_rotary_factor")),
+        ] {
+            if let Some(part) = part.filter(|part| part.as_f64() != Some(1.0)) {
                 return Err(self.unsupported(format!(
-                    "rotary scaling of type {} is not supported; supported: \"llama3\", \"default\"",
-                    other.map_or("unknown".into(), |kind| format!("\"{kind}\""))
+                    "`{name}` is {part}; heads whose every entry is turned are supported (1.0, or no such field)"
                 )));
             }
         }
-        let need = |key: &str| {
-            self.positive_of(rope, key)?
-                .ok_or_else(|| self.malformed(format!("`rope_scaling.{key}` is missing")))
+        let scaling = self.scaling(key, rope, context)?;
+        Ok(Positions::Rotary { theta, scaling })
+    }
+
+    fn scaling(
+        &self,
+        key: &str,
+        rope: &serde_json::Map<String, Value>,
+        context: usize,
+    ) -> Result<Option<Llama3Scaling>, CheckpointError> {
+        if let Some((layers, _)) = rope.iter().find(|(_, value)| value.is_object()) {
+            return Err(self.unsupported(format!(
+                "`{key}.{layers}`: rotary embeddings that differ from layer to layer are not supported"
+            )));
+        }
+        match rope.get("rope_type").or_else(|| rope.get("type")) {
+            None => return Ok(None),
+            Some(kind) => match kind.as_str() {
+                Some("default") => return Ok(None),
+                Some("llama3") => {}
+                _ => {
+                    return Err(self.unsupported(format!(
+                        "`{key}.rope_type` {kind} is not supported; supported: \"llama3\", \"default\""
+                    )));
+                }
+            },
+        }
+        let number = |name: &str, value: Option<&Value>| {
+            let name = format!("{key}.{name}");
+            let value = value.ok_or_else(|| self.malformed(format!("`{name}` is missing")))?;
+            self.positive(&name, value)
+        };
+        let need = |name: &str| number(name, rope.get(name));
+        // Beside the rest, it counts before the one that is there; in neither place, it is the context.
+        let original = match self.json.get("original_max_position_embeddings") {
+            Some(original) => self.positive("original_max_position_embeddings", original)?,
+            None if !rope.contains_key("original_max_position_embeddings") => context as f64,
+            None => need("original_max_position_embeddings")?,
         };
         let scaling = Llama3Scaling {
             factor: need("factor")?,
             low_freq_factor: need("low_freq_factor")?,
             high_freq_factor: need("high_freq_factor")?,
-            original_max_position_embeddings: need("original_max_position_embeddings")?,
+            original_max_position_embeddings: original,
         };
         if scaling.high_freq_factor <= scaling.low_freq_factor {
-            return Err(
-                self.malformed("`rope_scaling.high_freq_factor` must exceed `low_freq_factor`".into())
-            );
+            return Err(self.malformed(format!("`{key}.high_freq_factor` must exceed `low_freq_factor`")));
         }
         Ok(Some(scaling))
     }

@@ -109,6 +109,21 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// The fields of `config.json` that its rows and columns come from.
+    pub(super) fn fields(self) -> (&'static str, &'static str) {
+        let (queries, keys) = ("`num_attention_heads` x `head_dim`", "`num_key_value_heads` x `head_dim`");
+        let (hidden, inner) = ("`hidden_size`", "`intermediate_size` or `ffn_dim`");
+        match self.role {
+            Role::Q => (queries, hidden),
+            Role::K | Role::V => (keys, hidden),
+            Role::O => (hidden, queries),
+            Role::Gate | Role::Up => (inner, hidden),
+            Role::Down => (hidden, inner),
+        }
+    }
+}
+
 impl fmt::Display for Linear {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let (_, name) = self.module.rsplit_once('.').unwrap_or(("", self.module));
@@ -116,7 +131,7 @@ impl fmt::Display for Linear {
     }
 }
 
-/// The weights of a norm (hidden each).
+/// The weights of a norm: hidden each, head_dim of a norm of queries or keys.
 #[derive(Clone, Debug)]
 pub struct Norm<T> {
     /// Multiplies.
@@ -132,6 +147,8 @@ pub struct Layer<T> {
     pub attention_norm: Norm<T>,
     /// The norm of the MLP.
     pub mlp_norm: Norm<T>,
+    /// The norms of queries and keys (head_dim each), where the architecture has them.
+    pub query_key_norms: Option<[Norm<T>; 2]>,
     /// The linears (out x in), in the order of their architecture's table.
     pub linears: Vec<Array2<T>>,
     /// Their biases (out), in the same order.
@@ -330,6 +347,10 @@ impl<T: Scalar> Forward<T> {
         match group {
             Group::Qkv => {
                 let (mut q, mut k, v) = (next(), next(), next());
+                if let Some([query_norm, key_norm]) = &layer.query_key_norms {
+                    q = self.norm_heads(q, query_norm);
+                    k = self.norm_heads(k, key_norm);
+                }
                 if let Some(rotary) = &self.rotary {
                     rotary.turn(&mut q, &state.layout);
                     rotary.turn(&mut k, &state.layout);
@@ -418,6 +439,15 @@ impl<T: Scalar> Forward<T> {
             }
         }
         out
+    }
+
+    /// The same of every head by itself (tokens x heads * head_dim).
+    fn norm_heads(&self, x: Array2<T>, norm: &Norm<T>) -> Array2<T> {
+        let (tokens, width) = x.dim();
+        let d = self.config.head_dim;
+        let by_head = x.into_shape_with_order((tokens * width / d, d)).expect("heads of equal width");
+        let normed = self.norm(&by_head, norm);
+        normed.into_shape_with_order((tokens, width)).expect("as it was")
     }
 
     /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it in its sequence: all of them, or

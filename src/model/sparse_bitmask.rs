@@ -38,6 +38,9 @@ pub enum StorageFormat {
 /// The key in `config.json`.
 pub const ENTRY: &str = "quantization_config";
 
+/// What the package's first versions called it.
+pub const OLDER_ENTRY: &str = "compression_config";
+
 /// The value in `config.json`, as the package's version 0.12 writes it. `sparsity` is the fraction of zeros of all weights.
 pub fn entry(sparsity: f64) -> Value {
     json!({
@@ -62,20 +65,27 @@ pub fn entry(sparsity: f64) -> Value {
 pub fn check_entry(entry: &Value) -> Result<(), String> {
     let method = entry.get("quant_method").and_then(Value::as_str);
     let format = entry.get("sparsity_config").and_then(|config| config.get("format")).and_then(Value::as_str);
-    let empty = |value: &Value| value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
+    let empty = |value: &Value| {
+        value.is_null()
+            || value.as_object().is_some_and(serde_json::Map::is_empty)
+            || value.as_array().is_some_and(Vec::is_empty)
+    };
     let besides = entry.as_object().into_iter().flatten().find(|(key, value)| match key.as_str() {
         "quant_method" | "version" | "sparsity_config" => false,
+        // Of the quantisation, of which there is none unless `config_groups` says what is quantised.
+        "quantization_status" | "ignore" => false,
+        "format" => value.as_str() != Some("dense") && !empty(value),
         _ => !empty(value),
     });
     match (method, format, besides) {
         (Some("compressed-tensors"), Some("sparse-bitmask" | "dense"), None) => Ok(()),
         (Some("compressed-tensors"), Some(format), None) => Err(format!(
-            "weights are stored as `{format}`; supported: dense, sparse-bitmask (compressed-tensors)"
+            "weights are stored as `{format}` (`{ENTRY}.sparsity_config.format`); supported: dense, sparse-bitmask"
         )),
-        (_, _, Some((key, _))) if method == Some("compressed-tensors") && format.is_some() => Err(format!(
-            "the checkpoint is quantised (`{ENTRY}.{key}`); give one with f32, f16 or bf16 weights"
+        (Some("compressed-tensors"), Some(_), Some((key, value))) if key != "config_groups" => Err(format!(
+            "`{ENTRY}.{key}` is {value}, and what that asks for is not known here; expected a `sparsity_config` alone"
         )),
-        _ => Err("the checkpoint is quantised; give one with f32, f16 or bf16 weights".into()),
+        _ => Err(format!("the checkpoint is quantised (`{ENTRY}`); give one with f32, f16 or bf16 weights")),
     }
 }
 
@@ -86,10 +96,12 @@ fn part(weight: &str, part: &str) -> String {
     format!("{}.{part}", weight.strip_suffix(".weight").unwrap_or(weight))
 }
 
-/// The weight that a tensor of this name may be a part of.
+/// The weight that a tensor of this name may be a part of. (The package's first versions put the part behind the weight's
+/// whole name: `<module>.weight.bitmask`.)
 pub(super) fn weight_of(name: &str) -> Option<String> {
-    let (module, part) = name.rsplit_once('.')?;
-    PARTS.contains(&part).then(|| format!("{module}.weight"))
+    let (stem, part) = name.rsplit_once('.')?;
+    let weight = || if stem.ends_with(".weight") { stem.into() } else { format!("{stem}.weight") };
+    PARTS.contains(&part).then(weight)
 }
 
 /// A weight of a checkpoint whose parts are all there, of the right types and of shapes that fit each other.
@@ -97,8 +109,8 @@ pub(super) struct Compressed {
     weight: String,
     /// That of the dense weight; the place is that of the values.
     info: TensorInfo,
-    /// The shards of [`PARTS`].
-    shards: [usize; 4],
+    /// [`PARTS`]: shard and name.
+    parts: [(usize, String); 4],
 }
 
 /// Finds the compressed weights by their values, and adds them to `place`, from tensor to shard.
@@ -121,14 +133,14 @@ pub(super) fn find(
                 detail: format!("`{weight}` is there, and compressed as `{name}` too; remove one of the two"),
             });
         }
-        let mut of_part = [shard; 4];
-        for (at, part_name) in of_part.iter_mut().zip(PARTS) {
-            let name = part(&weight, part_name);
+        let stem = name.strip_suffix(&suffix).unwrap_or(&name);
+        let mut parts = PARTS.map(|part| (shard, format!("{stem}.{part}")));
+        for (at, name) in &mut parts {
             let missing =
                 || TensorError::MissingTensor { path: shards[shard].path().into(), name: name.clone() };
-            *at = *place.get(&name).ok_or_else(missing)?;
+            *at = *place.get(name).ok_or_else(missing)?;
         }
-        let compressed = Compressed::check(shards, of_part, &weight)?;
+        let compressed = Compressed::check(shards, parts, &weight)?;
         place.insert(weight.clone(), shard);
         all.insert(weight, compressed);
     }
@@ -136,8 +148,11 @@ pub(super) fn find(
 }
 
 impl Compressed {
-    fn check(shards: &[TensorFile], of_part: [usize; 4], weight: &str) -> Result<Self, TensorError> {
-        let open = |number: usize| shards[of_part[number]].tensor(&part(weight, PARTS[number]));
+    fn check(shards: &[TensorFile], parts: [(usize, String); 4], weight: &str) -> Result<Self, TensorError> {
+        let open = |number: usize| {
+            let (shard, name) = &parts[number];
+            shards[*shard].tensor(name)
+        };
         let (shape, values, bitmask, offsets) = (open(0)?, open(1)?, open(2)?, open(3)?);
         expect(&shape, Dtype::I64, "I64", &[2], "a matrix's rows and columns")?;
         let (words, _) = shape.bytes.as_chunks::<8>();
@@ -168,7 +183,7 @@ impl Compressed {
             }
         }
         let info = TensorInfo { dtype, shape: vec![n, k], bytes: values.info.bytes.clone() };
-        Ok(Compressed { weight: weight.into(), info, shards: of_part })
+        Ok(Compressed { weight: weight.into(), info, parts })
     }
 
     /// Type and shape of the dense weight.
@@ -178,10 +193,9 @@ impl Compressed {
 
     /// Bytes of all parts.
     pub(super) fn bytes(&self, shards: &[TensorFile]) -> usize {
-        let of_part = |(part_name, &shard): (&str, &usize)| {
-            shards[shard].get(&part(&self.weight, part_name)).map_or(0, |info| info.bytes.len())
-        };
-        PARTS.into_iter().zip(&self.shards).map(of_part).sum()
+        let of_part =
+            |(shard, name): &(usize, String)| shards[*shard].get(name).map_or(0, |info| info.bytes.len());
+        self.parts.iter().map(of_part).sum()
     }
 
     /// The dense weight. Bitmask, offsets and number of values are checked against each other before a value is read.
@@ -189,7 +203,10 @@ impl Compressed {
     /// # Errors
     /// [`TensorError::Damaged`].
     pub(super) fn decompress<'a>(&self, shards: &'a [TensorFile]) -> Result<TensorData<'a>, TensorError> {
-        let open = |number: usize| shards[self.shards[number]].tensor(&part(&self.weight, PARTS[number]));
+        let open = |number: usize| {
+            let (shard, name) = &self.parts[number];
+            shards[*shard].tensor(name)
+        };
         let (values, bitmask, offsets) = (open(1)?, open(2)?, open(3)?);
         let (k, size) = (self.info.shape[1], self.info.dtype.bitsize() / 8);
         let row_bytes = k.div_ceil(8);

@@ -15,6 +15,8 @@ use crate::files::parse_json;
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     directory: PathBuf,
+    /// What a user should know of how it is read, a sentence each.
+    pub warnings: Vec<String>,
     /// What stands for what the vocabulary does not have.
     unknown: Option<u32>,
 }
@@ -23,7 +25,8 @@ impl Tokenizer {
     /// Its file in a model directory.
     pub const FILE: &str = "tokenizer.json";
 
-    /// Reads `tokenizer.json` of a model directory.
+    /// Reads `tokenizer.json` of a model directory, and the tokens that `tokenizer_config.json` adds to it. What stands around
+    /// a text is up to the former, as in transformers 5; [`warnings`](Self::warnings) say where the latter says otherwise.
     ///
     /// # Errors
     /// [`CheckpointError`] when it is not there or not understood.
@@ -48,9 +51,11 @@ impl Tokenizer {
         // A file may ask for both, but what is cut or padded is decided here.
         tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
         tokenizer.with_padding(None);
+        let warnings = add_from_config(directory, &mut tokenizer)?;
         let by_name = json["model"]["unk_token"].as_str().and_then(|token| tokenizer.token_to_id(token));
         let by_number = json["model"]["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok());
-        Ok(Tokenizer { tokenizer, directory: directory.into(), unknown: by_name.or(by_number) })
+        let unknown = by_name.or(by_number);
+        Ok(Tokenizer { tokenizer, directory: directory.into(), warnings, unknown })
     }
 
     /// Reads the tokenizer of a checkpoint, which must be of that model: its vocabulary fits the embedding. (Tokens added
@@ -152,6 +157,93 @@ impl Tokenizer {
                 .into(),
         })
     }
+}
+
+/// Adds the tokens that stand in `tokenizer_config.json` alone, in the order in which transformers does; returns what is to be
+/// said of the file.
+fn add_from_config(
+    directory: &Path,
+    tokenizer: &mut tokenizers::Tokenizer,
+) -> Result<Vec<String>, CheckpointError> {
+    let path = directory.join("tokenizer_config.json");
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let malformed = |detail: String| CheckpointError::Malformed { path: path.clone(), detail };
+    let text = std::fs::read_to_string(&path).map_err(|error| malformed(error.to_string()))?;
+    let json = parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
+
+    let mut listed: Vec<(u32, &Value)> = Vec::new();
+    for (number, token) in json["added_tokens_decoder"].as_object().into_iter().flatten() {
+        let number = number.parse().map_err(|_| {
+            malformed(format!("`added_tokens_decoder` has the key {number:?}, expected a token id"))
+        })?;
+        listed.push((number, token));
+    }
+    listed.sort_by_key(|(number, _)| *number);
+    for (number, token) in listed {
+        let content = token["content"].as_str().ok_or_else(|| {
+            malformed(format!("`added_tokens_decoder.{number}` has no `content`, expected the token's text"))
+        })?;
+        if add(tokenizer, content, token, false).map_err(malformed)?
+            && tokenizer.token_to_id(content) != Some(number)
+        {
+            return Err(malformed(format!(
+                "`added_tokens_decoder.{number}` is {content:?}, which tokenizer.json does not have, and whose id would be {}; \
+                 add it to tokenizer.json",
+                tokenizer.token_to_id(content).map_or("none".into(), |id| id.to_string())
+            )));
+        }
+    }
+    let named = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let more = ["additional_special_tokens", "extra_special_tokens"].map(|key| &json[key]);
+    let lists = more.iter().filter_map(|list| list.as_array()).flatten();
+    let maps = more.iter().filter_map(|list| list.as_object()).flat_map(|map| map.values());
+    for token in named.map(|key| &json[key]).into_iter().chain(lists).chain(maps) {
+        if let Some(content) = token.as_str().or_else(|| token["content"].as_str()) {
+            add(tokenizer, content, token, true).map_err(malformed)?;
+        }
+    }
+
+    let around = guarded(|| tokenizer.encode("", true)).map_err(malformed)?;
+    let mut warnings = Vec::new();
+    for (flag, token) in [("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")] {
+        let Some(wanted) = json[flag].as_bool() else { continue };
+        let text = json[token].as_str().or_else(|| json[token]["content"].as_str());
+        let there = text
+            .and_then(|text| tokenizer.token_to_id(text))
+            .is_some_and(|id| around.get_ids().contains(&id));
+        if wanted != there {
+            warnings.push(format!(
+                "`{flag}` of tokenizer_config.json is {wanted}, but tokenizer.json {} `{token}`: the latter counts, as in \
+                 transformers 5 (4.49 goes by the flag)",
+                if there { "adds" } else { "does not add" }
+            ));
+        }
+    }
+    Ok(warnings)
+}
+
+/// Adds a token, unless it is one of the added ones already; returns whether it did. `special` is what it is where nothing is
+/// said of that.
+fn add(
+    tokenizer: &mut tokenizers::Tokenizer,
+    content: &str,
+    described: &Value,
+    special: bool,
+) -> Result<bool, String> {
+    if tokenizer.get_added_tokens_decoder().values().any(|token| token.content == content) {
+        return Ok(false);
+    }
+    let flag = |key: &str, default| described[key].as_bool().unwrap_or(default);
+    let special = flag("special", special);
+    let token = tokenizers::AddedToken::from(content, special)
+        .single_word(flag("single_word", false))
+        .lstrip(flag("lstrip", false))
+        .rstrip(flag("rstrip", false))
+        .normalized(flag("normalized", !special));
+    let added = guarded(|| tokenizer.add_tokens([token]));
+    added.map(|_| true).map_err(|error| format!("{content:?} cannot be added to tokenizer.json: {error}"))
 }
 
 thread_local! {

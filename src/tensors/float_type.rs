@@ -79,8 +79,8 @@ impl FloatType {
         match self {
             FloatType::F64 => x,
             FloatType::F32 => T::of((x.widen() as f32).into()),
-            FloatType::Bf16 => T::of(bf16::from_f64(x.widen()).into()),
-            FloatType::F16 => T::of(f16::from_f64(x.widen()).into()),
+            FloatType::Bf16 => T::of(bf16::from_f32(to_odd(x.widen())).into()),
+            FloatType::F16 => T::of(f16::from_f32(to_odd(x.widen())).into()),
         }
     }
 
@@ -91,12 +91,22 @@ impl FloatType {
             match self {
                 FloatType::F64 => bytes.extend(x.to_le_bytes()),
                 FloatType::F32 => bytes.extend((x as f32).to_le_bytes()),
-                FloatType::Bf16 => bytes.extend(bf16::from_f64(x).to_le_bytes()),
-                FloatType::F16 => bytes.extend(f16::from_f64(x).to_le_bytes()),
+                FloatType::Bf16 => bytes.extend(bf16::from_f32(to_odd(x)).to_le_bytes()),
+                FloatType::F16 => bytes.extend(f16::from_f32(to_odd(x)).to_le_bytes()),
             }
         }
         bytes
     }
+}
+
+/// An f64 as an f32 that rounds to the same number of a narrower type: where it is between two, the one with an odd last
+/// bit. (The `half` crate's own conversion from f64 drops 32 bits before it rounds, and takes what is left for a tie.)
+fn to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    if f64::from(nearest) == x || !nearest.is_finite() || nearest.to_bits() & 1 == 1 {
+        return nearest;
+    }
+    if f64::from(nearest) < x { nearest.next_up() } else { nearest.next_down() }
 }
 
 /// Rounds a weight to the type it will be stored in.
@@ -123,4 +133,39 @@ pub fn round_for_storage<T: Scalar>(
         *x = rounded;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Just above, at, and just below the middle of two neighbours, which must go up, to the even one, and down.
+    #[test]
+    fn rounding_is_to_nearest_and_to_even_on_ties_only() {
+        for (to, step) in [(FloatType::Bf16, 2f64.powi(-7)), (FloatType::F16, 2f64.powi(-10))] {
+            for (even, odd) in [(1.0, 1.0 + step), (1.0 + 2.0 * step, 1.0 + step)] {
+                let middle: f64 = (even + odd) / 2.0;
+                for (x, expected) in [
+                    (middle, even),
+                    (middle.next_up(), even.max(odd)),
+                    (middle.next_down(), even.min(odd)),
+                    (f64::from((middle as f32).next_up()), even.max(odd)),
+                    (f64::from((middle as f32).next_down()), even.min(odd)),
+                ] {
+                    for sign in [1.0, -1.0] {
+                        assert_eq!(to.round(sign * x), sign * expected, "{to:?} {x:e}");
+                        let bytes = to.encode(ndarray::array![[sign * x]].view());
+                        assert_eq!(
+                            bytes,
+                            to.encode(ndarray::array![[sign * expected]].view()),
+                            "{to:?} {x:e}"
+                        );
+                    }
+                }
+            }
+            assert!(to.round(f64::NAN).is_nan());
+            assert_eq!(to.round(f64::MAX), f64::INFINITY);
+            assert_eq!(to.round(-0.0f64).to_bits(), (-0.0f64).to_bits());
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 
 use super::method::{MethodName, Settings, warn_of_order};
-use super::{CliError, DataSource, Precision, Progress, fraction, with_precision};
+use super::{CliError, DataSource, Precision, Progress, fraction, open, with_precision};
 use crate::backend::Cpu;
 use crate::calibrate::windows::Cut;
 use crate::evaluate::comparison::{ComparisonReport, MethodComparison, Point, PointResult, Repeats, Steps};
@@ -20,7 +20,6 @@ use crate::evaluate::zero_shot::ZeroShotError;
 use crate::evaluate::zero_shot::tasks::Task;
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
-use crate::model::Checkpoint;
 use crate::reference::Sparsity;
 use crate::tensors::TensorError;
 use table::Table;
@@ -164,7 +163,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, CliError> {
         }
         None => Vec::new(),
     };
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = open(&args.model)?;
     let windows = |file: &Option<PathBuf>, rows, cut| match file {
         Some(file) => DataSource::of(file).windows(&checkpoint, args.sequence_length, rows, cut),
         None => Ok(None),

@@ -9,7 +9,7 @@ use super::ActivationPruning;
 use crate::backend::Cpu;
 use crate::calibrate::streams::Activations;
 use crate::calibrate::windows::{Cut, Windows};
-use crate::cli::{ActivationType, CliError, DataSource, Precision, Progress, fraction, with_precision};
+use crate::cli::{ActivationType, CliError, DataSource, Precision, Progress, fraction, open, with_precision};
 use crate::evaluate::perplexity::{Perplexity, perplexity};
 use crate::linalg::Scalar;
 use crate::model::Checkpoint;
@@ -50,7 +50,7 @@ pub struct PerplexityArgs {
 /// # Errors
 /// If the model cannot be measured.
 pub fn run(args: &PerplexityArgs) -> Result<ExitCode, CliError> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = open(&args.model)?;
     let cut = Cut::Consecutive { limit: args.limit };
     let windows = args
         .data

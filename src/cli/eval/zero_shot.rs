@@ -9,14 +9,12 @@ use clap::Args;
 use super::ActivationPruning;
 use crate::backend::Cpu;
 use crate::calibrate::streams::Activations;
-use crate::cli::{CliError, Precision, Progress, with_precision};
+use crate::cli::{CliError, Precision, Progress, open, tokenizer_of, with_precision};
 use crate::evaluate::zero_shot::harness::{self, Run};
 use crate::evaluate::zero_shot::metrics::Metric;
 use crate::evaluate::zero_shot::tasks::{Task, TaskData};
 use crate::evaluate::zero_shot::{TaskOutcome, ZeroShotError, average, evaluate};
 use crate::linalg::Scalar;
-use crate::model::Checkpoint;
-use crate::model::tokenizer::Tokenizer;
 
 /// Arguments of `duogpt eval zero-shot`.
 #[derive(Args)]
@@ -72,8 +70,8 @@ fn measure<T: Scalar>(args: &ZeroShotArgs) -> Result<ExitCode, CliError> {
     // The data first: a damaged line should be known before a large model is opened.
     let data: Vec<TaskData> =
         tasks.iter().map(|task| task.read(&args.data, limit)).collect::<Result<_, ZeroShotError>>()?;
-    let checkpoint = Checkpoint::open(&args.model)?;
-    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let checkpoint = open(&args.model)?;
+    let tokenizer = tokenizer_of(&checkpoint)?;
     // On all tokens: what requests share at their beginning is computed once, and a dense prefix would end at another
     // token in each.
     let thresholds = args.pruning.thresholds(&checkpoint.config, 0)?;

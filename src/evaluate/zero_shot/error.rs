@@ -10,6 +10,18 @@ pub enum ZeroShotError {
     /// A task file that cannot be read, or a tensor.
     #[error(transparent)]
     File(#[from] TensorError),
+    /// A task without a file.
+    #[error("{}: no such file; {}", path.display(), if there.is_empty() {
+        "the directory has none of the tasks".into()
+    } else {
+        format!("the tasks that the directory has: {there}")
+    })]
+    NoTask {
+        /// Where the task would be.
+        path: PathBuf,
+        /// The tasks that are there.
+        there: String,
+    },
     /// A line that cannot be evaluated.
     #[error("{}: line {line}: {detail}", path.display())]
     Document {

@@ -121,6 +121,20 @@ pub fn evaluate<T: Scalar, B: Backend<T>>(
     observer: &dyn Observer,
 ) -> Result<Vec<TaskOutcome>, ZeroShotError> {
     let requests = encode(tasks, tokenizer, &checkpoint.config)?;
+    let longest = checkpoint.config.max_position_embeddings;
+    let mut of_tasks = requests.iter();
+    for data in tasks {
+        let documents = of_tasks.by_ref().take(data.documents.len());
+        let cut = documents.filter(|choices| choices.iter().any(|choice| choice.is_cut(longest))).count();
+        if cut > 0 {
+            observer.warning(&format!(
+                "{}: {cut} of {} documents are longer than the model's context of {longest} tokens; the beginning of each is \
+                 cut off, as lm-evaluation-harness does",
+                data.path.display(),
+                data.documents.len()
+            ));
+        }
+    }
     let mut likelihoods =
         log_likelihoods::<T, B>(checkpoint, &requests, activations, backend, observer)?.into_iter();
     let mut outcomes = Vec::new();

@@ -48,9 +48,19 @@ impl Request {
         Ok(Request { context, continuation })
     }
 
+    /// Tokens up to the last one, which is only predicted.
+    fn seen(&self) -> usize {
+        self.context.len() + self.continuation.len() - 1
+    }
+
+    /// Whether a model that sees `longest` tokens does not see the beginning.
+    pub fn is_cut(&self, longest: usize) -> bool {
+        self.seen() > longest
+    }
+
     /// What the model sees: all but the last token, and of these the last `longest`.
     pub fn input(&self, longest: usize) -> Vec<u32> {
-        let seen = self.context.len() + self.continuation.len() - 1;
+        let seen = self.seen();
         let tokens = self.context.iter().chain(&self.continuation).copied();
         tokens.take(seen).skip(seen.saturating_sub(longest)).collect()
     }

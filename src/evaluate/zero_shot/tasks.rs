@@ -85,6 +85,12 @@ impl Task {
     /// [`ZeroShotError`]: unreadable, without documents, or a line that is not a document of this task.
     pub fn read(self, directory: &Path, limit: Option<usize>) -> Result<TaskData, ZeroShotError> {
         let path = directory.join(format!("{self}.jsonl"));
+        if !path.is_file() {
+            let there =
+                Task::ALL.into_iter().filter(|task| directory.join(format!("{task}.jsonl")).is_file());
+            let there: Vec<&str> = there.map(Task::name).collect();
+            return Err(ZeroShotError::NoTask { path, there: there.join(", ") });
+        }
         let bytes = std::fs::read(&path).map_err(TensorError::io(&path))?;
         let mut documents = Vec::new();
         for (number, line) in bytes.split(|&byte| byte == b'\n').enumerate() {

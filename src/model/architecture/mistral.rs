@@ -2,7 +2,7 @@
 
 use super::llama::like_llama;
 use super::{Architecture, GATED};
-use crate::model::config::{Fields, SlidingLayers, SlidingWindow};
+use crate::model::config::{AttentionDefaults, Fields, SlidingLayers};
 use crate::model::{CheckpointError, ModelConfig};
 
 // ANCHOR: architecture
@@ -10,17 +10,18 @@ use crate::model::{CheckpointError, ModelConfig};
 pub static MISTRAL: Architecture = Architecture {
     class: "MistralForCausalLM",
     model_type: "mistral",
-    prefixes: &["model."],
+    prefixes: &["model.", ""],
     linears: &GATED,
     attention_norm: "input_layernorm",
     mlp_norm: "post_attention_layernorm",
+    query_key_norms: None,
     final_norm: "norm",
     read,
 };
 
 fn read(architecture: &'static Architecture, fields: &Fields) -> Result<ModelConfig, CheckpointError> {
-    let sliding_window =
-        fields.sliding_window()?.map(|tokens| SlidingWindow { tokens, layers: SlidingLayers::From(0) });
-    Ok(ModelConfig { sliding_window, ..like_llama(architecture, fields, 131_072)? })
+    let defaults = AttentionDefaults { key_value_heads: Some(8), head_dim: None, context: 131_072 };
+    let sliding_window = fields.windows(fields.sliding_window()?, SlidingLayers::From(0))?;
+    Ok(ModelConfig { sliding_window, ..like_llama(architecture, fields, &defaults)? })
 }
 // ANCHOR_END: architecture

@@ -8,6 +8,7 @@ pub mod llama;
 pub mod mistral;
 pub mod opt;
 pub mod qwen2;
+pub mod qwen3;
 
 use super::config::Fields;
 use super::forward::{Group, Linear, Role};
@@ -15,17 +16,19 @@ use super::{CheckpointError, ModelConfig};
 
 // ANCHOR: supported
 /// Every architecture.
-pub static SUPPORTED: [&Architecture; 4] = [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &opt::OPT];
+pub static SUPPORTED: [&Architecture; 5] =
+    [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &opt::OPT];
 // ANCHOR_END: supported
 
 // ANCHOR: architecture
 /// How an architecture names itself and its tensors, and how its `config.json` is read.
 pub struct Architecture {
-    /// In `architectures` of `config.json`.
+    /// What `architectures` of `config.json` calls it.
     pub class: &'static str,
-    /// In its `model_type`, which counts where no class is named.
+    /// What `model_type` calls it, which is what it is known by.
     pub model_type: &'static str,
-    /// What the names of the decoder's tensors may begin with; the usual one first.
+    /// What the names of the decoder's tensors may begin with, each by itself; the usual one first. (Some checkpoints were
+    /// saved from the model without its head.)
     pub prefixes: &'static [&'static str],
     /// The linears of a decoder layer, in the order of the forward pass.
     pub linears: &'static [Linear],
@@ -33,6 +36,8 @@ pub struct Architecture {
     pub attention_norm: &'static str,
     /// The norm of the MLP, in its layer.
     pub mlp_norm: &'static str,
+    /// The norms of queries and keys, in their layer, where there are some: over each head by itself.
+    pub query_key_norms: Option<[&'static str; 2]>,
     /// The norm before lm_head.
     pub final_norm: &'static str,
     pub(super) read: fn(&'static Architecture, &Fields) -> Result<ModelConfig, CheckpointError>,

@@ -22,6 +22,7 @@ pub static OPT: Architecture = Architecture {
     ]),
     attention_norm: "self_attn_layer_norm",
     mlp_norm: "final_layer_norm", // of a layer; the decoder has one of the same name
+    query_key_norms: None,
     final_norm: "final_layer_norm",
     read,
 };
@@ -45,14 +46,14 @@ fn read(architecture: &'static Architecture, fields: &Fields) -> Result<ModelCon
     Ok(ModelConfig {
         architecture,
         hidden_size,
-        embedding_size: fields.optional_size("word_embed_proj_dim")?.unwrap_or(hidden_size),
+        embedding_size: fields.nullable_size("word_embed_proj_dim")?.unwrap_or(hidden_size),
         intermediate_size: fields.size("ffn_dim")?,
         num_hidden_layers: fields.size("num_hidden_layers")?,
         num_attention_heads,
         num_key_value_heads: num_attention_heads,
         head_dim: hidden_size / num_attention_heads,
         vocab_size: fields.size("vocab_size")?,
-        max_position_embeddings: fields.optional_size("max_position_embeddings")?.unwrap_or(2048),
+        max_position_embeddings: fields.size_or("max_position_embeddings", 2048)?,
         // The first two rows of the table are for padding.
         positions: Positions::Learned { offset: 2 },
         sliding_window: None,
