@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: kernels demo test check doc docs figures bench gpu install-system-packages
+.PHONY: kernels demo test check doc docs figures bench gpu install-system-packages real
 .DEFAULT_GOAL := demo
 
 demo: install-system-packages ## prune the small model by every method and compare perplexities
@@ -31,6 +31,10 @@ doc: ## the documentation of the code
 docs: ## the book: built into target/book, every link, anchor and path checked
 	@echo "building the book with mdBook (the library; compiled into target/book-builder where it is not there yet)"
 	cargo run --quiet --manifest-path book/Cargo.toml --target-dir target/book-builder
+
+real: install-system-packages ## a published model of 135 million parameters: converted from GGUF, measured, pruned by every method, run
+	cargo build --release
+	scripts/real.sh
 
 figures: install-system-packages ## the book's pictures, from new runs on the small model
 	cargo build --release

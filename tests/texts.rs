@@ -1,15 +1,21 @@
 //! What needs texts that are not part of the repository. `DUOGPT_TEXTS` names a directory with
-//! `text/wikitext2-{valid,test}.txt` and `models/tiny-llama/{upstream.json, tokens-{calibration,evaluation}.safetensors}`;
-//! without it every test here is skipped by name.
+//! `text/wikitext2-{valid,test}.txt`, `models/tiny-llama/{upstream.json, tokens-{calibration,evaluation}.safetensors}`,
+//! `real/tasks/*.jsonl` and `real/lm-eval-smollm2.json`; without it every test here is skipped by name. The last two need the
+//! model that `make real` leaves in `target/real` besides.
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::{Published, fixture, read_json};
+use duogpt::backend::Cpu;
+use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::windows::{Cut, Windows};
+use duogpt::evaluate::zero_shot::evaluate;
+use duogpt::evaluate::zero_shot::tasks::Task;
 use duogpt::model::tokenizer::Tokenizer;
 use duogpt::model::{Checkpoint, ModelConfig};
+use duogpt::progress::Silent;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const RUNS: [&str; 12] = [
@@ -67,7 +73,37 @@ fn main() {
             with_published(&|p| p.holds::<f64>(name))
         }));
     }
-    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(skip)).collect();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/real/SmolLM2-135M-Instruct");
+    let no_model = !model.is_dir();
+    for task in Task::ALL {
+        let model = model.clone();
+        let trial = Trial::test(format!("real_model_{task}_equals_the_harness"), move || {
+            let expected = &read_json(&texts.join("real/lm-eval-smollm2.json"))["results"][task.name()];
+            let data = [task.read(&texts.join("real/tasks"), None)?];
+            let checkpoint = Checkpoint::open(&model)?;
+            let tokenizer = Tokenizer::of(&checkpoint)?;
+            let dense = Activations::default();
+            let outcome = &evaluate::<f32, _>(&checkpoint, &tokenizer, &data, dense, &Cpu, &Silent)?[0];
+            let metrics = [("acc", Some(outcome.accuracy.acc)), ("acc_norm", outcome.accuracy.acc_norm)];
+            for (name, metric) in metrics {
+                let (mean, error) =
+                    (&expected[format!("{name},none")], &expected[format!("{name}_stderr,none")]);
+                match (metric, mean.as_f64(), error.as_f64()) {
+                    (None, None, None) => {}
+                    (Some(found), Some(mean), Some(error))
+                        if (found.mean - mean).abs() < 1e-12
+                            && found.standard_error.is_some_and(|found| (found - error).abs() < 1e-12) => {}
+                    (found, ..) => {
+                        return Err(format!("{name} is {found:?}, expected {mean} +- {error}").into());
+                    }
+                }
+            }
+            Ok(())
+        });
+        trials.push(trial.with_ignored_flag(no_model));
+    }
+    let trials =
+        trials.into_iter().map(|trial| if skip { trial.with_ignored_flag(true) } else { trial }).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 

@@ -13,6 +13,7 @@ mod directory;
 pub mod error;
 pub mod gap;
 mod group;
+pub mod import;
 pub mod job;
 pub mod method;
 pub mod output;

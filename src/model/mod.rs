@@ -6,6 +6,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod forward;
+pub mod gguf;
 pub mod jitter;
 pub mod sparse_bitmask;
 pub mod tokenizer;
