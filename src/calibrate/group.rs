@@ -39,6 +39,9 @@ struct GroupOutcome<T> {
     reports: Vec<LinearReport>,
 }
 
+/// The statistics of a method, and what the optimality gap needs besides.
+type Gathered<T, B> = (MethodStatistics<T, B>, Option<GapMeter<T>>);
+
 impl<B> GroupPruner<'_, B> {
     /// Prunes the linears of `group` in layer `number` and takes both streams over it. All of them are pruned with the
     /// same statistics.
@@ -98,7 +101,7 @@ impl<B> GroupPruner<'_, B> {
         layer: &Layer<T>,
         group: Group,
         streams: Option<&Streams<T, B>>,
-    ) -> Result<(MethodStatistics<T, B>, Option<GapMeter<T>>), CalibrateError>
+    ) -> Result<Gathered<T, B>, CalibrateError>
     where
         B: Backend<T>,
     {
