@@ -417,10 +417,10 @@ fn prompts_that_cannot_be_continued() {
     refuses(&nano, &["--prompt", "A"], &["tokenizer.json", "missing", "--prompt-tokens"]);
     refuses(&nano, &[], &["--prompt"]);
     refuses(&nano, &["--prompt", "A", "--prompt-tokens", "1"], &["cannot be used with"]);
-    refuses(&tiny, &["--prompt", "A", "--temperature", "-1"], &["no temperature"]);
-    refuses(&tiny, &["--prompt", "A", "--temperature", "inf"], &["no temperature"]);
+    refuses(&tiny, &["--prompt", "A", "--temperature", "-1"], &["is not a temperature"]);
+    refuses(&tiny, &["--prompt", "A", "--temperature", "inf"], &["is not a temperature"]);
     refuses(&tiny, &["--prompt", "A", "--top-p", "0"], &["(0, 1]"]);
-    refuses(&tiny, &["--prompt", "A", "--activation-sparsity", "1"], &["no fraction"]);
+    refuses(&tiny, &["--prompt", "A", "--activation-sparsity", "1"], &["is not a fraction"]);
     refuses(&tiny, &["--prompt", "A", "--thresholds", "nowhere.json"], &["nowhere.json"]);
 }
 
