@@ -347,7 +347,7 @@ fn files_and_flags_that_do_not_do_are_refused() {
     fs::write(directory.path().join("piqa.jsonl"), b"\n{\"goal\": \"\xff\"}").unwrap();
     refused(&here(&["--tasks", "piqa"]), &["piqa.jsonl: line 2: not UTF-8"]);
     refused(&here(&["--tasks", "mmlu"]), &["mmlu", "winogrande"]);
-    refused(&here(&["--num-fewshot", "5"]), &["--num-fewshot 5", "zero shots"]);
+    refused(&here(&["--num-fewshot", "5"]), &["--num-fewshot 5", "only 0 solved examples"]);
     refused(&here(&["--limit", "0"]), &["--limit"]);
 
     // A model without a tokenizer, and one without a token for an empty context.
