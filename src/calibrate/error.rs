@@ -34,10 +34,10 @@ pub enum CalibrateError {
         /// Why.
         source: BackendError,
     },
-    /// Something learns from data, and none was given.
+    /// A method or option needs calibration data, and none was given.
     #[error("{what} needs calibration data; give a text or token windows")]
     NoData {
-        /// The method, or what else asks for it.
+        /// The method or option that needs the data.
         what: &'static str,
     },
     /// The forward pass overflowed.

@@ -190,7 +190,7 @@ impl OutputDirectory {
         Ok(())
     }
 
-    /// Rounds a pruned weight to its stored type, in place (the streams go on with what is stored), and writes it.
+    /// Rounds a pruned weight to its stored type, in place (the streams continue with the stored weight), and writes it.
     ///
     /// # Errors
     /// [`CheckpointError`]: the value does not fit the type, or the disk refuses.

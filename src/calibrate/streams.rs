@@ -31,7 +31,7 @@ pub struct Thresholds {
 }
 
 impl Activations<'_> {
-    /// Treats the common input of a group (tokens x channels).
+    /// Rounds and prunes the common input of a group (tokens x channels), in place.
     pub fn treat<T: Scalar, B: Backend<T>>(self, backend: &B, x: &mut Array2<T>) {
         if let Some(to) = self.round_to {
             x.mapv_inplace(|x| to.round(x));

@@ -67,7 +67,7 @@ pub enum Allocation {
 pub struct ThresholdFile {
     /// [`FORMAT`].
     pub format: String,
-    /// Weights that meet a zero, as a fraction of all, of each layer.
+    /// In each layer, the fraction of the weights that are multiplied by a zero.
     pub activation_sparsity: f64,
     /// How it was distributed.
     pub allocation: Allocation,

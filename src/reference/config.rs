@@ -69,7 +69,7 @@ pub struct PruneConfig {
 }
 
 impl PruneConfig {
-    /// The paper: damping 0.1, act-order, no alpha.
+    /// The paper: damping 0.1, act-order, and no factor on the residual's terms (alpha 1).
     pub fn paper(weight_sparsity: Sparsity) -> Self {
         PruneConfig { damping: 0.1, alpha: Alpha::both(1.0), ..Self::upstream(weight_sparsity) }
     }
