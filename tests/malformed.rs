@@ -428,7 +428,7 @@ fn headers(trials: &mut Vec<Trial>) {
         },
         &["model.layers.0.mlp.down_proj.weight", "leaves a gap"],
     );
-    case("bytes_behind_the_last", |f| bytes(f).extend([0; 12]), &["12 bytes behind the last tensor"]);
+    case("bytes_behind_the_last", |f| bytes(f).extend([0; 12]), &["12 bytes after the last tensor"]);
     case(
         "one_byte_missing",
         |f| {

@@ -12,13 +12,13 @@ pub enum CalibrateError {
     /// The source or the output directory.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A tensor of either.
+    /// A tensor of the source or the output.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// A setting.
+    /// An invalid setting.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// N:M or the block do not fit a linear of this model.
+    /// N:M or the block size does not fit a linear of this model.
     #[error("{tensor}: {source}")]
     Setting {
         /// The first linear that the settings do not fit.
@@ -47,7 +47,7 @@ pub enum CalibrateError {
     NotFinite {
         /// The decoder layer, from 0.
         layer: usize,
-        /// The first linear that such a value goes into, or comes out of.
+        /// The first linear with such a value in its input or output.
         linear: Linear,
         /// `"input"` or `"output"`.
         side: &'static str,

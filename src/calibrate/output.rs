@@ -18,8 +18,9 @@ use crate::model::{Checkpoint, CheckpointError};
 use crate::progress::Silent;
 use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
 
-/// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed, or
-/// refused by the disk after the first layer, it leaves `<target>.partial`, which [`resume`](Self::resume) continues.
+/// A checkpoint directory that is being written, as `<target>.partial`. If it is dropped before [`finish`](Self::finish), it
+/// is removed; if the process is killed, or the disk refuses a write after the first layer, it stays, and
+/// [`resume`](Self::resume) continues it.
 pub struct OutputDirectory {
     target: PathBuf,
     partial: PathBuf,
@@ -27,7 +28,7 @@ pub struct OutputDirectory {
     shards: Vec<TensorWriter>,
     /// Tensor to shard and stored type.
     place: HashMap<String, (usize, Option<FloatType>)>,
-    /// Whether what is there outlives this value.
+    /// Whether the directory stays when this value is dropped.
     keep: Cell<bool>,
 }
 
@@ -36,8 +37,8 @@ impl OutputDirectory {
     /// [`write`](Self::write) adds. `dtype` converts every floating-point tensor; without it each keeps its type.
     ///
     /// # Errors
-    /// [`CheckpointError`]: the target exists, an interrupted run is in the way, the disk refuses, or a value does not
-    /// fit `dtype`.
+    /// [`CheckpointError`]: the target exists, an interrupted run has left its directory, the disk refuses, or a value
+    /// does not fit `dtype`.
     pub fn create(
         target: &Path,
         checkpoint: &Checkpoint,
@@ -67,11 +68,11 @@ impl OutputDirectory {
         Ok(output)
     }
 
-    /// Continues an interrupted run with the same fingerprint; returns what it reported of its finished layers. Where
-    /// none was interrupted, or it finished no layer, begins anew.
+    /// Continues an interrupted run with the same fingerprint and returns its reports on finished layers. Begins anew where no
+    /// run was interrupted, or where it finished no layer.
     ///
     /// # Errors
-    /// [`CheckpointError`]: the interrupted run was another, or its files are damaged; and as [`create`](Self::create).
+    /// [`CheckpointError`]: the interrupted run had other settings, or its files are damaged; and as [`create`](Self::create).
     pub fn resume(
         target: &Path,
         checkpoint: &Checkpoint,
@@ -203,7 +204,7 @@ impl OutputDirectory {
         written.map_err(|error| self.refused(error))
     }
 
-    /// The finished layers outlive a refusal of the disk.
+    /// Keeps the finished layers when the disk refuses a write.
     fn refused(&self, error: TensorError) -> CheckpointError {
         match error {
             TensorError::Io { path, source } if self.partial.join(JOURNAL).is_file() => {
@@ -223,14 +224,14 @@ impl OutputDirectory {
     /// A weight that was written before.
     ///
     /// # Errors
-    /// [`TensorError`] when it is not there or damaged.
+    /// [`TensorError`] when it is missing or damaged.
     pub fn read<T: Scalar>(&self, tensor: &str) -> Result<Array2<T>, TensorError> {
         let missing = || TensorError::MissingTensor { path: self.partial.clone(), name: tensor.into() };
         let (shard, _) = *self.place.get(tensor).ok_or_else(missing)?;
         TensorFile::open(self.shards[shard].path())?.matrix(tensor)
     }
 
-    /// Records that every layer in `linears` is on the disk: what [`resume`](Self::resume) goes by.
+    /// Records, for [`resume`](Self::resume), that every layer in `linears` is on the disk.
     ///
     /// # Errors
     /// [`CheckpointError`] when the disk refuses.
@@ -243,7 +244,7 @@ impl OutputDirectory {
             .map_err(|error| self.refused(error))
     }
 
-    /// Puts a file beside the weights.
+    /// Writes a file beside the weights.
     ///
     /// # Errors
     /// [`CheckpointError`] when the disk refuses.
@@ -251,8 +252,7 @@ impl OutputDirectory {
         write_atomically(&self.partial.join(name), content.as_bytes()).map_err(|error| self.refused(error))
     }
 
-    /// Makes the directory appear under its name. What was written is dense; another format is written beside it, and
-    /// appears in its stead.
+    /// Gives the directory its final name. The weights were written dense; another storage format is converted first.
     ///
     /// # Errors
     /// [`CheckpointError`]: the disk refuses, or the name has been taken; the finished layers are kept.
@@ -309,7 +309,7 @@ impl Drop for OutputDirectory {
     }
 }
 
-/// The record of finished layers inside a directory in the making.
+/// The file in a `.partial` directory that records its finished layers.
 const JOURNAL: &str = "resume.json";
 
 #[derive(Serialize, Deserialize)]

@@ -109,7 +109,7 @@ fn check_hessian<T: Scalar>(hessian: &Array2<T>) -> Result<(), FactorError> {
     for row in 0..hessian.nrows() {
         for column in 0..row {
             let (a, b) = (hessian[(row, column)], hessian[(column, row)]);
-            // |h_ij| <= sqrt(h_ii h_jj) for any Gram matrix: the scale of the sum behind an entry.
+            // |h_ij| <= sqrt(h_ii h_jj) for any Gram matrix: the scale of the sum that an entry is.
             let scale =
                 (hessian[(row, row)].abs().sqrt() * hessian[(column, column)].abs().sqrt()).max(a.abs());
             if (a - b).abs() > tolerance * scale {

@@ -67,7 +67,7 @@ impl Architecture {
     }
 }
 
-/// The name of a tensor of a decoder layer, behind the decoder's prefix: `module` is of the layer, as
+/// The name of a tensor of a decoder layer, after the decoder's prefix: `module` is of the layer, as
 /// `self_attn.q_proj`, and `part` is `weight` or `bias`.
 pub fn layer_tensor(layer: usize, module: &str, part: &str) -> String {
     format!("layers.{layer}.{module}.{part}")
