@@ -565,7 +565,7 @@ fn without_a_terminal_every_finished_step_has_a_line_on_stderr() {
         "--data",
         data,
         "--tasks",
-        "piqa,boolq",
+        "piqa,arc_easy",
         "--limit",
         "2",
         "--json",
