@@ -68,22 +68,9 @@ fn llama3_equals_transformers() {
     }
 }
 
-/// Every supported architecture and what its config.json can ask for; `fixtures/architectures/make.py` says which is which.
 #[test]
 fn architectures_equal_transformers() {
-    let models = [
-        "llama-biased",
-        "mistral",
-        "mistral-full",
-        "qwen2",
-        "qwen2-window",
-        "qwen3",
-        "qwen3-window",
-        "opt",
-        "opt-post-norm",
-        "opt-plain",
-    ];
-    for model in models {
+    for model in common::ARCHITECTURE_MODELS {
         let directory = format!("architectures/{model}");
         for difference in [
             largest_difference::<f32>(&directory, "logits", 0.0),

@@ -1,7 +1,7 @@
-//! Mistral: LLaMA whose tokens see only the last `sliding_window` tokens.
+//! Mistral: LLaMA whose tokens attend only to the last `sliding_window` tokens.
 
-use super::llama::like_llama;
-use super::{Architecture, GATED};
+use super::llama::{LLAMA, like_llama};
+use super::Architecture;
 use crate::model::config::{AttentionDefaults, Fields, SlidingLayers};
 use crate::model::{CheckpointError, ModelConfig};
 
@@ -10,13 +10,8 @@ use crate::model::{CheckpointError, ModelConfig};
 pub static MISTRAL: Architecture = Architecture {
     class: "MistralForCausalLM",
     model_type: "mistral",
-    prefixes: &["model.", ""],
-    linears: &GATED,
-    attention_norm: "input_layernorm",
-    mlp_norm: "post_attention_layernorm",
-    query_key_norms: None,
-    final_norm: "norm",
     read,
+    ..LLAMA
 };
 
 fn read(architecture: &'static Architecture, fields: &Fields) -> Result<ModelConfig, CheckpointError> {
