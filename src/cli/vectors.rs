@@ -60,10 +60,10 @@ pub struct MakeArgs {
     /// Output and input channels, such as 16x64.
     #[arg(long, value_name = "NxK", value_parser = shape)]
     shape: (usize, usize),
-    /// Folder that gets <algorithm>/<id>.
+    /// Folder that gets `<algorithm>/<id>`.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Name of the case (by default seed-<S>).
+    /// Name of the case (by default `seed-<S>`).
     #[arg(long, value_name = "NAME")]
     id: Option<String>,
     /// Calibration sequences.

@@ -22,7 +22,7 @@ pub struct VerifyArgs {
     /// Folder of test vectors, or of one case.
     #[arg(long, value_name = "DIR", alias = "fixtures", default_value = "fixtures/vectors/v1")]
     vectors: PathBuf,
-    /// Judge a port: what it wrote to DIR/<algorithm>/<case>.safetensors, instead of running the reference.
+    /// Judge a port: what it wrote to `DIR/<algorithm>/<case>.safetensors`, instead of running the reference.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["backend", "precision"])]
     results: Option<PathBuf>,
     /// With --results, what a value may be off by, relative to the largest entry of its row, instead of the case's own
@@ -32,7 +32,7 @@ pub struct VerifyArgs {
     /// With --results, do not count cases without a result as failures.
     #[arg(long, requires = "results")]
     allow_missing: bool,
-    /// Only cases whose <algorithm>/<case> contains this text.
+    /// Only cases whose `<algorithm>/<case>` contains this text.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// What to check. CUDA may err twice as much as the CPU does in f32; what it does not do is listed as skipped.

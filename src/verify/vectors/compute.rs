@@ -260,7 +260,7 @@ impl<B> Computation<'_, B> {
         let mut statistics = self.backend.statistics(k, with_residual);
         for rows in self.sequences(sparse.nrows())? {
             let tokens = s![rows, ..];
-            self.backend.update(&mut statistics, dense.slice(tokens.clone()), sparse.slice(tokens));
+            self.backend.update(&mut statistics, dense.slice(tokens), sparse.slice(tokens));
         }
         Ok(statistics)
     }
