@@ -72,8 +72,10 @@ impl Place {
 
 #[test]
 fn every_row_of_the_table_is_tried() {
-    let tried: BTreeSet<&str> =
-        ARCHITECTURE_MODELS.iter().map(|model| Place::new(model).checkpoint.config.architecture.class).collect();
+    let tried: BTreeSet<&str> = ARCHITECTURE_MODELS
+        .iter()
+        .map(|model| Place::new(model).checkpoint.config.architecture.class)
+        .collect();
     assert_eq!(tried, SUPPORTED.iter().map(|architecture| architecture.class).collect());
 }
 

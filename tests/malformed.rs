@@ -825,7 +825,7 @@ fn compressed(trials: &mut Vec<Trial>) {
             DOWN_BITS,
             5,
             Box::new(|b| b[0] |= 0x10),
-            &["row 2", "behind its last column 11"],
+            &["row 2", "after its last column 11"],
         ),
     ];
     for (name, tensor, byte, edit, expected) in edits {

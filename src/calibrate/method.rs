@@ -7,7 +7,9 @@ use crate::backend::{Backend, BackendError};
 use crate::linalg::Scalar;
 use crate::reference::baseline::gptaq::GridConfig;
 use crate::reference::baseline::{magnitude::magnitude, wanda::wanda};
-use crate::reference::{ChannelNorms, FactorError, Method, PruneConfig, PruneError, Pruned, Sparsity};
+use crate::reference::{
+    ChannelNorms, FactorError, Method, NarrowGroups, PruneConfig, PruneError, Pruned, Sparsity,
+};
 
 /// The statistics that a [`Method`] gathers from the input of a group of linears.
 pub enum MethodStatistics<T: Scalar, B: Backend<T>> {
@@ -120,8 +122,10 @@ impl<T: Scalar, B: Backend<T>> MethodPruner<T, B> {
                 return Ok((quantised.pruned, Some(steps)));
             }
             (MethodPruner::SecondOrder { prepared, .. }, None) => backend.prune(prepared, weight, None)?,
-            (MethodPruner::Magnitude(sparsity), _) => magnitude(weight, *sparsity)?,
-            (MethodPruner::Wanda(sparsity, norms), _) => wanda(weight, norms, *sparsity)?,
+            (MethodPruner::Magnitude(sparsity), _) => magnitude(weight, *sparsity, NarrowGroups::Refuse)?,
+            (MethodPruner::Wanda(sparsity, norms), _) => {
+                wanda(weight, norms, *sparsity, NarrowGroups::Refuse)?
+            }
         };
         Ok((pruned, None))
     }

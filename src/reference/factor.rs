@@ -63,16 +63,17 @@ pub fn revive_dead_channels<T: Scalar>(hessian: &mut Array2<T>, dead: &[bool]) {
     }
 }
 
-/// H <- H + damping * mean(diag H) * I.
+/// H <- H + damping * mean(diag H) * I; returns what was added to the diagonal.
 // ANCHOR: damp
-pub fn damp<T: Scalar>(hessian: &mut Array2<T>, damping: f64) {
+pub fn damp<T: Scalar>(hessian: &mut Array2<T>, damping: f64) -> T {
     let k = hessian.nrows();
     if k == 0 {
-        return;
+        return T::zero();
     }
     let mean = hessian.diag().iter().map(|h| h.widen()).sum::<f64>() / k as f64;
     let shift = T::of(damping * mean);
     hessian.diag_mut().mapv_inplace(|h| h + shift);
+    shift
 }
 // ANCHOR_END: damp
 

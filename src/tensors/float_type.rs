@@ -24,6 +24,11 @@ pub enum FloatType {
 }
 
 impl FloatType {
+    /// The type of the reference's numbers.
+    pub fn of_scalar<T: Scalar>() -> Self {
+        if T::UNIT_ROUNDOFF == f64::UNIT_ROUNDOFF { FloatType::F64 } else { FloatType::F32 }
+    }
+
     /// The type of a stored tensor, where it is one of the four.
     pub fn of(dtype: Dtype) -> Option<Self> {
         match dtype {

@@ -1,18 +1,14 @@
 //! Mistral: LLaMA whose tokens attend only to the last `sliding_window` tokens.
 
-use super::llama::{LLAMA, like_llama};
 use super::Architecture;
+use super::llama::{LLAMA, like_llama};
 use crate::model::config::{AttentionDefaults, Fields, SlidingLayers};
 use crate::model::{CheckpointError, ModelConfig};
 
 // ANCHOR: architecture
 /// Mistral.
-pub static MISTRAL: Architecture = Architecture {
-    class: "MistralForCausalLM",
-    model_type: "mistral",
-    read,
-    ..LLAMA
-};
+pub static MISTRAL: Architecture =
+    Architecture { class: "MistralForCausalLM", model_type: "mistral", read, ..LLAMA };
 
 fn read(architecture: &'static Architecture, fields: &Fields) -> Result<ModelConfig, CheckpointError> {
     let defaults = AttentionDefaults { key_value_heads: Some(8), head_dim: None, context: 131_072 };

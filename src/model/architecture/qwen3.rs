@@ -1,8 +1,8 @@
 //! Qwen3: Qwen2 without biases, and with an RMSNorm over every head of queries and keys before the rotary embedding.
 
+use super::Architecture;
 use super::llama::{LLAMA, like_llama};
 use super::qwen2::sliding_window;
-use super::Architecture;
 use crate::model::config::{AttentionDefaults, Fields};
 use crate::model::forward::Role;
 use crate::model::{CheckpointError, ModelConfig};
