@@ -318,7 +318,7 @@ fn flipped_decisions() -> Result<(), Failed> {
         codes[(7, column)] = decided[(7, column)] as i32;
     };
     flipped.tensors.get_mut("trace.codes").unwrap().values = codes.mapv(f64::from);
-    for name in ["trace.err", "output.weight"] {
+    for name in ["trace.err", "trace.block_weight", "output.weight"] {
         flipped.tensors.insert(name.into(), followed.tensors[name].clone());
     }
     let failed = failures(&verify_case::<f32, _>(&flipped, &Cpu)?);
