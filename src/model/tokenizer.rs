@@ -21,6 +21,17 @@ pub struct Tokenizer {
     unknown: Option<u32>,
 }
 
+/// A token in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Its number.
+    pub id: u32,
+    /// The first byte of what it stands for.
+    pub start: usize,
+    /// The first byte behind that.
+    pub end: usize,
+}
+
 impl Tokenizer {
     /// Its file in a model directory.
     pub const FILE: &str = "tokenizer.json";
@@ -97,6 +108,28 @@ impl Tokenizer {
     fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, String> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, around))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Tokens of a text and nothing around it, with the bytes of the text that each stands for.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    pub fn encode_with_places(&self, text: &str) -> Result<Vec<Token>, String> {
+        let encoding = guarded(|| self.tokenizer.encode(text, false))?;
+        let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(tokens.map(|(&id, &(start, end))| Token { id, start, end }).collect())
+    }
+
+    /// The special tokens that the tokenizer puts before a text and behind it.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    pub fn around(&self, text: &str) -> Result<(Vec<u32>, Vec<u32>), String> {
+        let encoding = guarded(|| self.tokenizer.encode(text, true))?;
+        let (ids, special) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        let before = special.iter().take_while(|&&special| special == 1).count();
+        let behind = special[before..].iter().rev().take_while(|&&special| special == 1).count();
+        Ok((ids[..before].to_vec(), ids[ids.len() - behind..].to_vec()))
     }
 
     /// The text of tokens, without special ones; bytes that are no character, or not all of one, are U+FFFD. Tokens that are
