@@ -18,7 +18,7 @@ use duogpt::model::Checkpoint;
 use duogpt::model::forward::{Forward, Group};
 use duogpt::reference::baseline::{magnitude::magnitude, sparsegpt::sparsegpt, wanda::wanda};
 use duogpt::reference::prune::prune;
-use duogpt::reference::{ChannelNorms, PruneConfig, Sparsity, Statistics};
+use duogpt::reference::{ChannelNorms, NarrowGroups, PruneConfig, Sparsity, Statistics};
 use ndarray::{Array1, Array2, s};
 use ndarray_linalg::{EighInto, UPLO};
 use plotters::coord::Shift;
@@ -214,8 +214,8 @@ fn zeros(inputs: &[Inputs]) -> Result<String> {
     let norms = ChannelNorms { sequences: 1, square_norms: inputs.dense.hessian.diag().to_owned() };
     let weight = inputs.weight.view();
     let masks = [
-        magnitude(weight, sparsity)?.mask,
-        wanda(weight, &norms, sparsity)?.mask,
+        magnitude(weight, sparsity, NarrowGroups::Refuse)?.mask,
+        wanda(weight, &norms, sparsity, NarrowGroups::Refuse)?.mask,
         sparsegpt(weight, &inputs.both, &config)?.mask,
         prune(weight, &inputs.both, &config)?.mask,
     ];

@@ -1,11 +1,11 @@
-//! A port of one stage, held against a golden file: the pattern for checking your own.
+//! A port of one stage, held against a test vector: the pattern for checking your own.
 //!
 //! The statistics are computed here, in plain loops, in place of the reference's; everything after them is the
-//! reference's. What comes out is written under the names of the golden files, for `duogpt compare-tensors`:
+//! reference's. What comes out is written under the names of the vectors, for `duogpt compare-tensors`:
 //!
 //! ```text
 //! cargo run --release --example own_port -- port.safetensors
-//! cargo run --release -- compare-tensors fixtures/golden/basic.safetensors port.safetensors
+//! cargo run --release -- compare-tensors fixtures/vectors/v1/duogpt/basic/tensors.safetensors port.safetensors
 //! ```
 //!
 //! With `--sign-error` the activation difference is taken the wrong way round. `docs/compare-tensors.md` shows how
@@ -19,7 +19,7 @@ use duogpt::reference::prune::prepare;
 use duogpt::reference::score::residual_projection;
 use duogpt::reference::{Alpha, PruneConfig, ResidualStatistics, Sparsity, Statistics};
 use duogpt::tensors::{Dtype, FloatType, TensorFile, TensorWriter};
-use ndarray::{Array1, Array2, Array3, ArrayView2, Axis};
+use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Ix2};
 
 /// H, dX X^T and diag(dX dX^T), means over the sequences; activations are sequences x tokens x k.
 fn statistics(dense: &Array3<f64>, sparse: &Array3<f64>, sign_error: bool) -> Statistics<f64> {
@@ -51,13 +51,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let output = arguments.iter().find(|argument| !argument.starts_with("--"));
     let output = PathBuf::from(output.ok_or("usage: own_port [--sign-error] OUTPUT.safetensors")?);
 
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/basic.safetensors");
-    let golden = TensorFile::open(&golden)?;
-    let weight = golden.matrix::<f64>("input.weight")?;
-    let dense = golden.cube("input.dense_activations")?;
-    let sparse = golden.cube("input.sparse_activations")?;
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vectors/v1/duogpt/basic");
+    let tensors = TensorFile::open(&case.join("tensors.safetensors"))?;
+    let weight = tensors.matrix::<f64>("input.weight")?;
+    // Rows are tokens; here all sequences have as many.
+    let calls = tensors.integers::<Ix2>("input.calls")?;
+    let shape = (calls.nrows(), calls[(0, 1)] as usize, weight.ncols());
+    let activations = |name| -> Result<Array3<f64>, Box<dyn Error>> {
+        Ok(tensors.matrix(name)?.into_shape_with_order(shape)?)
+    };
+    let (dense, sparse) = (activations("input.dense_activations")?, activations("input.sparse_activations")?);
 
-    // The settings of this golden file, as its metadata has them.
+    // The settings, as case.json has them.
     let config = PruneConfig {
         block_size: 32,
         damping: 0.01,

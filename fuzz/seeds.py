@@ -1,6 +1,6 @@
 """Writes the seed corpora fuzz/corpus/<target>/ from the fixtures. Needs Python 3 and nothing else. Run: python3 fuzz/seeds.py
 
-The fixtures are too large to mutate well. So golden files are cut to the leading corner of each tensor, the tokenizer
+The fixtures are too large to mutate well. So test vectors are cut to the leading corner of each tensor, the tokenizer
 to its first merges, and the checkpoints are made anew: one layer, random weights, one file or two.
 """
 
@@ -44,19 +44,31 @@ def corner(data, dtype, shape, largest):
 
 
 def golden():
-    for path in sorted((FIXTURES / "golden").glob("*.safetensors")):
-        content = path.read_bytes()
+    """Test vectors cut to the leading corner of each tensor: one call, one slice."""
+    most = 8
+    for path in sorted((FIXTURES / "vectors/v1").glob("[!n]*/*/tensors.safetensors")):
+        content, case = path.read_bytes(), json.loads((path.parent / "case.json").read_text())
         start = 8 + struct.unpack("<Q", content[:8])[0]
         header = json.loads(content[8:start])
-        metadata = header.pop("__metadata__", None)
+        header.pop("__metadata__", None)
         tensors = {}
+        case["stages"] = [stage for stage in case["stages"] if stage["by"] != "block"]
         for name, info in header.items():
+            if "trace.block_weight" in name:
+                case["tensors"].pop(name, None)
+                continue
             begin, end = info["data_offsets"]
-            data = content[start + begin:start + end]
-            tensors[name] = corner(data, info["dtype"], info["shape"], largest=8)
-            if name == "trace.perm":
-                tensors[name] = ("I64", [8], struct.pack("<8q", *range(8)))
-        write("golden", path.stem, safetensors(tensors, metadata))
+            tensors[name] = corner(content[start + begin:start + end], info["dtype"], info["shape"], most)
+            if name.endswith("trace.perm"):
+                tensors[name] = ("I64", [most], struct.pack("<8q", *range(most)))
+            if name == "input.calls":
+                tensors[name] = ("I64", [1, 2], struct.pack("<2q", 1, most))
+            if name in case["tensors"]:
+                case["tensors"][name]["shape"] = tensors[name][1]
+        case["shape"] = {side: min(length, most) for side, length in case["shape"].items()}
+        case["slices"] = [[0, case["shape"]["k"], 0]] if case["slices"] else []
+        name = f"{path.parent.parent.name}-{path.parent.name}"
+        write("golden", name, json.dumps(case).encode(), safetensors(tensors))
 
 
 def config():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a machine with a CUDA device: says where it runs, holds every kernel, whole layers and all golden files against the
+# On a machine with a CUDA device: says where it runs, holds every kernel, whole layers and all test vectors against the
 # reference on the device, then times every kernel, beside the original's operations in PyTorch where there is PyTorch.
 # usage: scripts/gpu-check.sh [--allow-no-gpu] [BENCHES...]
 # BENCHES: time only those whose names contain one of these.
@@ -44,7 +44,7 @@ environment() {
         echo "lib$library: ${found:-not found}"
     done
     cat bundle.txt
-    bin/duogpt verify --json --fixtures fixtures/golden/one_block.safetensors | sed -n '/"environment": {/,/}/p'
+    bin/duogpt verify --json --vectors fixtures/vectors/v1/duogpt/one-block | sed -n '/"environment": {/,/}/p'
     uname -srm
 }
 environment | tee "$results/$date.txt"
@@ -57,10 +57,10 @@ step() {
     "$@" || failed+=("$what")
 }
 step "kernels on the device" bin/test-gpu
-step "golden files on the device" bin/test-golden cuda
+step "test vectors on the device" bin/test-golden cuda
 step "whole layers on the device" bin/test-cross_backend cuda
 if [ -n "${DUOGPT_REQUIRE_GPU:-}" ]; then
-    step "duogpt verify --backend cuda" bin/duogpt verify --backend cuda --fixtures fixtures/golden
+    step "duogpt verify --backend cuda" bin/duogpt verify --backend cuda --vectors fixtures/vectors/v1
 fi
 if [ ${#failed[@]} -gt 0 ]; then
     printf '\nfailed, nothing is timed: %s\n' "${failed[*]}" >&2
@@ -69,7 +69,7 @@ fi
 
 peer=$results/$date-peer.json
 if [ -n "$name" ] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
-    step "the original's operations in PyTorch" "$python" benches/peer/peer.py --golden fixtures/golden/basic.safetensors --output "$peer"
+    step "the original's operations in PyTorch" "$python" benches/peer/peer.py --case fixtures/vectors/v1/duogpt/basic --output "$peer"
 else
     printf '\nskipped: the ratios to PyTorch (%s has no PyTorch that sees a device)\n' "$python"
 fi

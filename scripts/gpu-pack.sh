@@ -24,7 +24,7 @@ cargo build --profile "${PROFILE:-release}" --bin duogpt --test gpu --test golde
         cp "$path" "$bundle/bin/$name"
     done
 strip "$bundle"/bin/*
-cp -r fixtures/golden "$bundle/fixtures/"
+cp -r fixtures/vectors "$bundle/fixtures/"
 mkdir "$bundle/fixtures/nano-llama"
 cp fixtures/nano-llama/{config.json,model.safetensors} "$bundle/fixtures/nano-llama/"
 cp scripts/gpu-check.sh "$bundle/scripts/"
@@ -37,7 +37,7 @@ glibc=$(objdump -T "$bundle"/bin/* "$bundle"/lib/* | grep -o 'GLIBC_2\.[0-9]*' |
 
 {
     echo "commit: $(git describe --always --dirty --abbrev=12)"
-    echo "fixtures: $(cat fixtures/golden/*.safetensors | sha256sum | cut -c 1-16) (SHA-256 of fixtures/golden)"
+    echo "fixtures: $(cat fixtures/vectors/v1/*/*/tensors.safetensors | sha256sum | cut -c 1-16) (SHA-256 of the tensors in fixtures/vectors)"
     echo "built with: $(rustc --version)"
     echo "needs: Linux $(uname -m), glibc ${glibc#GLIBC_} or newer"
     echo "crates:$(awk '$1 == "name" { name = $2 } $1 == "version" && name ~ /^"(cudarc|ndarray|ndarray-linalg|criterion|half|rayon)"$/ {

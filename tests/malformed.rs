@@ -428,7 +428,7 @@ fn headers(trials: &mut Vec<Trial>) {
         },
         &["model.layers.0.mlp.down_proj.weight", "leaves a gap"],
     );
-    case("bytes_behind_the_last", |f| bytes(f).extend([0; 12]), &["12 bytes behind the last tensor"]);
+    case("bytes_behind_the_last", |f| bytes(f).extend([0; 12]), &["12 bytes after the last tensor"]);
     case(
         "one_byte_missing",
         |f| {
@@ -825,7 +825,7 @@ fn compressed(trials: &mut Vec<Trial>) {
             DOWN_BITS,
             5,
             Box::new(|b| b[0] |= 0x10),
-            &["row 2", "behind its last column 11"],
+            &["row 2", "after its last column 11"],
         ),
     ];
     for (name, tensor, byte, edit, expected) in edits {

@@ -1,7 +1,8 @@
 //! The forward pass against transformers and against the float64 model.
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use common::fixture;
 use duogpt::backend::Cpu;
 use duogpt::calibrate::streams::Activations;
 use duogpt::calibrate::windows::Windows;
@@ -13,10 +14,6 @@ use duogpt::model::config::{SlidingLayers, SlidingWindow};
 use duogpt::model::forward::{Embedding, Forward, Group, Layer, Layout, State, apply};
 use duogpt::tensors::TensorFile;
 use ndarray::{Array1, Array2, Axis, s};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
-}
 
 /// max |logit - golden| over the golden file's windows.
 fn largest_difference<T: Scalar>(model: &str, tensor: &str, sparsity: f64) -> f64 {
@@ -68,22 +65,9 @@ fn llama3_equals_transformers() {
     }
 }
 
-/// Every supported architecture and what its config.json can ask for; `fixtures/architectures/make.py` says which is which.
 #[test]
 fn architectures_equal_transformers() {
-    let models = [
-        "llama-biased",
-        "mistral",
-        "mistral-full",
-        "qwen2",
-        "qwen2-window",
-        "qwen3",
-        "qwen3-window",
-        "opt",
-        "opt-post-norm",
-        "opt-plain",
-    ];
-    for model in models {
+    for model in common::ARCHITECTURE_MODELS {
         let directory = format!("architectures/{model}");
         for difference in [
             largest_difference::<f32>(&directory, "logits", 0.0),

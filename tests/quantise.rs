@@ -122,10 +122,9 @@ fn the_pipeline_stores_what_the_loop_gives_on_the_models_own_input() {
     }
     let config = PruneConfig { block_size: 32, ..PruneConfig::gptaq() };
     let grids = GridConfig {
-        bits: 3,
-        symmetry: Symmetry::Asymmetric,
         range: GridRange::LeastError,
         group_size: Some(16),
+        ..GridConfig::new(3, Symmetry::Asymmetric)
     };
 
     let directory = tempfile::tempdir().unwrap();

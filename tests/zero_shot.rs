@@ -330,7 +330,8 @@ fn a_context_that_is_cut_is_said() {
         assert!(outcome.status.success());
         String::from_utf8(outcome.stderr).unwrap()
     };
-    assert_eq!(said(512), "");
+    // The progress line appears only on a slow machine.
+    assert!(!said(512).contains("context"), "nothing is cut");
     let warning = said(24);
     assert!(warning.contains("arc_easy.jsonl") && warning.contains("context of 24 tokens"), "{warning}");
 }

@@ -2,7 +2,7 @@
 """The original algorithm as its user runs it: plain PyTorch, float32, TF32 off, torch.sort, a loop over columns.
 
 Written from the equations of the paper (activation pruning, running statistics, Cholesky factor of the inverse, scores,
-the column loop and the lazy update), for timing beside this crate on the same device. It checks itself against a golden file
+the column loop and the lazy update), for timing beside this crate on the same device. It checks itself against a test vector
 first, then times: activation pruning, statistics, factor, and a whole layer behind its statistics, and writes JSON:
 
     {"environment": {...}, "checked": {...}, "seconds": {case: seconds}, "spread": {case: relative}}
@@ -147,22 +147,27 @@ def read_safetensors(path):
     return tensors, metadata
 
 
-def check(path, device):
-    """Repeats a golden file in float64. Returns the largest relative errors of statistics and weight."""
-    tensors, metadata = read_safetensors(path)
+def check(folder, device):
+    """Repeats a test vector in float64. Returns the largest relative errors of statistics and weight."""
+    with open(os.path.join(folder, "case.json")) as file:
+        settings = json.load(file)["settings"]
+    tensors, _ = read_safetensors(os.path.join(folder, "tensors.safetensors"))
     read = lambda name: tensors[name].to(device=device, dtype=torch.float64)
     weight, dense = read("input.weight"), read("input.dense_activations")
-    sparse = prune_activations(dense, float(metadata["a_sparsity"]))
+    sparse = prune_activations(dense, settings["activation_sparsity"])
     statistics = Statistics(weight.shape[1], device, torch.float64)
-    for sequence in range(dense.shape[0]):
-        statistics.update(dense[sequence], sparse[sequence])
+    row = 0
+    for sequences, tokens in tensors["input.calls"].tolist():
+        for _ in range(sequences):
+            statistics.update(dense[row:row + tokens], sparse[row:row + tokens])
+            row += tokens
     prepared = prepare(
         statistics,
-        float(metadata["percdamp"]),
-        float(metadata["scale_alpha"]),
-        metadata["act_order"] == "True",
+        settings["damping"],
+        settings["alpha"],
+        settings["column_order"] == "hessian",
     )
-    found = prune(weight, prepared, float(metadata["sparsity"]), int(metadata["blocksize"]))
+    found = prune(weight, prepared, settings["weight_sparsity"], settings["block_size"])
     error = lambda a, b: float((a - b).abs().max() / b.abs().max())
     errors = {
         "activations": error(sparse, read("input.sparse_activations")),
@@ -172,7 +177,7 @@ def check(path, device):
     }
     wrong = {name: e for name, e in errors.items() if not e <= 1e-9}
     if wrong:
-        sys.exit(f"error: {path}: this script does not repeat it: {wrong}; nothing was timed")
+        sys.exit(f"error: {folder}: this script does not repeat it: {wrong}; nothing was timed")
     return errors
 
 
@@ -220,7 +225,7 @@ def activations(generator, tokens, k, device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--golden", default=os.path.join(os.path.dirname(__file__), "../../fixtures/golden/basic.safetensors"))
+    parser.add_argument("--case", default=os.path.join(os.path.dirname(__file__), "../../fixtures/vectors/v1/duogpt/basic"))
     parser.add_argument("--output", help="the JSON file to write")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of one sequence")
     parser.add_argument("--sequences", type=int, nargs="*", default=[1, 16, 128], help="for the statistics of the smallest model")
@@ -231,8 +236,8 @@ def main():
     device = torch.device(arguments.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    checked = check(arguments.golden, device)
-    print("repeats", arguments.golden, {name: f"{error:.1e}" for name, error in checked.items()})
+    checked = check(arguments.case, device)
+    print("repeats", arguments.case, {name: f"{error:.1e}" for name, error in checked.items()})
     environment = {
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -1,9 +1,9 @@
 //! The tokens of a text of any length, in the memory of a few of its chunks.
 //!
-//! Chunks overlap, and where one ends and the next begins is decided by their tokens: at a place in the overlap around which
-//! both have the same tokens. What a tokenizer makes of a place depends on its neighbourhood alone (in BPE, a sequence of
-//! tokens is that of its text if and only if each two neighbours are that of theirs), so that the tokens are those of the text
-//! as a whole. Where the overlap has no such place, the two chunks become one.
+//! Chunks overlap. A chunk ends, and the next begins, at a place in the overlap around which both have the same tokens. How a
+//! tokenizer splits a place depends on its neighbourhood alone (in BPE, a sequence of tokens is the encoding of its text if and
+//! only if every two neighbours are the encoding of theirs), so the joined tokens are those of the whole text. Where the
+//! overlap has no such place, the two chunks are merged.
 
 use std::ops::{ControlFlow, Range};
 
@@ -16,11 +16,11 @@ use crate::model::tokenizer::{Token, Tokenizer};
 /// How a text is cut.
 #[derive(Clone, Copy)]
 pub(super) struct Chunking {
-    /// Bytes from the beginning of a chunk to that of the next, about.
+    /// Bytes from the beginning of a chunk to the beginning of the next, approximately.
     pub length: usize,
-    /// Bytes that two neighbours have in common, about.
+    /// Bytes that two neighbours share, approximately.
     pub overlap: usize,
-    /// Tokens on either side of a place that both must have alike.
+    /// Tokens on either side of a place that must be equal in both chunks.
     pub agreement: usize,
 }
 
@@ -31,15 +31,15 @@ impl Default for Chunking {
     }
 }
 
-/// Chunks that are encoded at a time.
+/// Chunks that are encoded in parallel.
 const AT_A_TIME: usize = 8;
 
-/// A part of the text, and which of its tokens count.
+/// A part of the text, and which of its tokens are kept.
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
     /// Bytes of the text.
     bytes: Range<usize>,
-    /// Among the tokens of these bytes alone.
+    /// The kept ones among the tokens of these bytes.
     kept: Range<usize>,
     /// The number of the first kept one among all tokens.
     first: usize,
@@ -52,7 +52,7 @@ impl Chunk {
     }
 }
 
-/// What gets the kept tokens of one chunk after the other.
+/// Receives the kept tokens, chunk by chunk.
 type Sink<'a> = dyn FnMut(Chunk, &[Token]) -> Result<ControlFlow<()>, String> + 'a;
 
 /// Encodes a text, without special tokens around it; its first token has the number `first`.
@@ -87,8 +87,8 @@ pub(super) fn encode(
     if broken_off {
         return Ok(());
     }
-    let rest = [0..text.len()];
-    let last = joiner.take(&text, start, &rest).and_then(|flow| match flow {
+    let rest = 0..text.len();
+    let last = joiner.take(&text, start, std::slice::from_ref(&rest)).and_then(|flow| match flow {
         ControlFlow::Continue(()) => joiner.finish(),
         ControlFlow::Break(()) => Ok(()),
     });
@@ -130,20 +130,20 @@ struct Joiner<'a, 'b> {
     chunking: Chunking,
     /// The number of the text's first token.
     first: usize,
-    /// The chunk whose end is not decided.
+    /// The chunk whose end is not known yet.
     open: Option<Open>,
     sink: &'a mut Sink<'b>,
 }
 
 struct Open {
     text: String,
-    /// Where it begins in the whole text.
+    /// The byte at which it begins in the whole text.
     start: usize,
-    /// None while it grows.
+    /// `None` while it grows.
     tokens: Option<Vec<Token>>,
     /// The length to grow to.
     wanted: usize,
-    /// The first token that counts, and its number among all of the text.
+    /// The first kept token, and its number among all tokens of the text.
     kept: usize,
     first: usize,
 }
@@ -187,7 +187,7 @@ impl Joiner<'_, '_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Hands out the last chunk.
+    /// Passes on the last chunk.
     fn finish(&mut self) -> Result<(), String> {
         let Some(mut last) = self.open.take() else { return Ok(()) };
         let tokens = match last.tokens.take() {
@@ -205,8 +205,8 @@ impl Open {
 }
 
 impl Chunking {
-    /// The tokens of either side at which the right one can take over: those of one place in the middle of the overlap, around
-    /// which both have the same ones. The right text begins at byte `shift` of the left one.
+    /// The token of the left chunk at which it ends, and the token of the right chunk at which that begins: both at one place in
+    /// the middle of the overlap, with equal tokens around it. The right text begins at byte `shift` of the left one.
     fn meeting(
         self,
         left: &[Token],
@@ -221,7 +221,7 @@ impl Chunking {
             let j = right.partition_point(|token| token.start + shift < left[i].start);
             let of_left = left.get(i - self.agreement..i + self.agreement)?;
             let of_right = right.get(j.checked_sub(self.agreement)?..j + self.agreement)?;
-            // Several tokens may stand for parts of one character: the place is where that begins.
+            // Several tokens can be parts of one character: the place is the beginning of a character.
             let begins = left[i - 1].start < left[i].start;
             (begins && of_left.iter().copied().eq(of_right.iter().map(shifted))).then_some((i, j))
         })
@@ -287,7 +287,7 @@ mod tests {
             {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|[^\r\n\p{L}\p{N}]?\p{L}+|\s+(?!\S)|\s+"}, "behavior": "Isolated", "invert": false},
             words(false),
         ]});
-        // As it is; the whole text as one word, with a blank before it; numbers in groups of three.
+        // The fixture's tokenizer; the whole text as one word with a blank before it; numbers in groups of three digits.
         for (pre, normalizer) in [
             (words(true), json!(null)),
             (words(false), json!({"type": "Prepend", "prepend": " "})),

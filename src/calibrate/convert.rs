@@ -14,11 +14,11 @@ use crate::progress::Observer;
 use crate::reference::Sparsity;
 use crate::tensors::{Dtype, FloatType, TensorError, TensorInfo, TensorWriter};
 
-/// Writes `checkpoint` as the directory `target`, its decoder layers' linears in `format`, all else as it is. There and
-/// back is the same, byte for byte, for files whose tensors lie as [`TensorWriter`] and the safetensors library lay them.
+/// Writes `checkpoint` as the directory `target`, its decoder layers' linears in `format`, everything else unchanged.
+/// Conversion there and back restores every byte, if the tensors are laid out as [`TensorWriter`] and the safetensors library do.
 ///
 /// # Errors
-/// [`CheckpointError`]: `target` exists, a compressed weight is damaged, or the disk refuses. Nothing is left then.
+/// [`CheckpointError`]: `target` exists, a compressed weight is damaged, or the disk refuses. The unfinished directory is removed.
 pub fn convert(
     checkpoint: &Checkpoint,
     target: &Path,
@@ -129,8 +129,8 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Bytes, at the most, of a directory that [`write`] makes in [`StorageFormat::SparseBitmask`] of a checkpoint whose linears have
-/// been pruned to `sparsity` and whose values are stored in `dtype`, where that is given.
+/// Upper bound, in bytes, of the directory that [`write`] makes in [`StorageFormat::SparseBitmask`] of a checkpoint after its
+/// linears are pruned to `sparsity` and its values are stored in `dtype` (`None`: as in the checkpoint).
 pub(super) fn most_bytes(
     checkpoint: &Checkpoint,
     dtype: Option<FloatType>,
@@ -154,7 +154,7 @@ pub(super) fn most_bytes(
                 }
                 _ => of(info.dtype, &info.shape),
             };
-            bytes += 1 << 12; // what headers, index and report say of it
+            bytes += 1 << 12; // its entries in headers, index and report
         }
     }
     let beside = companions(&checkpoint.directory)?;
@@ -162,8 +162,8 @@ pub(super) fn most_bytes(
     Ok(bytes as u64 + beside.iter().map(|(_, path)| length(path)).sum::<Result<u64, _>>()?)
 }
 
-/// Says in a `config.json` that weights are compressed, with the model's fraction of zeros, or (`None`) that they are not. The
-/// rest of the text stays as it is, so that there and back is the same.
+/// Declares in a `config.json` that weights are compressed, with the model's fraction of zeros, or (`None`) that they are not. The
+/// rest of the text does not change, so that conversion there and back restores every byte.
 pub(super) fn set_format(path: &Path, sparsity: Option<f64>) -> Result<(), CheckpointError> {
     let malformed = |detail: String| CheckpointError::Malformed { path: path.into(), detail };
     let text = fs::read_to_string(path).map_err(TensorError::io(path))?;
@@ -193,7 +193,7 @@ pub(super) fn set_format(path: &Path, sparsity: Option<f64>) -> Result<(), Check
     Ok(())
 }
 
-/// The text of a JSON object without its last entry, where that has this key.
+/// The text of a JSON object without its last entry, if that entry has this key.
 fn without_last_entry(text: &str, key: &str) -> Option<String> {
     let start = text.rfind(&format!("\"{key}\":"))?;
     let before = text[..start].trim_end().strip_suffix(',')?;

@@ -1,4 +1,4 @@
-//! The files of a model directory besides its weights, and the names of directories in the making.
+//! The files of a model directory besides its weights, and the names of unfinished directories.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::model::{Checkpoint, CheckpointError};
 use crate::tensors::TensorError;
 
-/// Checks that nothing is in the way of `target`, without writing.
+/// Checks, without writing, that `target` can be created.
 ///
 /// # Errors
 /// [`CheckpointError`] when the target exists or its parent does not.
@@ -27,7 +27,7 @@ pub(super) fn check_target(target: &Path) -> Result<(), CheckpointError> {
     }
 }
 
-/// What goes with the weights, besides `tokenizer*`; the last two are tokenizers of an older kind.
+/// Files copied with the weights, besides `tokenizer*`; the last two are an older form of tokenizer.
 const COPIED: [&str; 7] = [
     "config.json",
     "generation_config.json",
@@ -38,7 +38,7 @@ const COPIED: [&str; 7] = [
     "merges.txt",
 ];
 
-/// The files of a model directory that are copied as they are: name and path.
+/// The files of a model directory that are copied unchanged: name and path.
 pub(super) fn companions(directory: &Path) -> Result<Vec<(OsString, PathBuf)>, TensorError> {
     let mut files: Vec<_> = fs::read_dir(directory)
         .and_then(|entries| entries.map(|entry| entry.map(|e| (e.file_name(), e.path()))).collect())
@@ -51,13 +51,13 @@ pub(super) fn companions(directory: &Path) -> Result<Vec<(OsString, PathBuf)>, T
     Ok(files)
 }
 
-/// Copies a file's content. The copy is a new file, which its owner may write, whatever the permissions of the source.
+/// Copies a file's content into a new file that its owner may write, whatever the permissions of the source.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), TensorError> {
     let content = fs::read(from).map_err(TensorError::io(from))?;
     fs::write(to, content).map_err(TensorError::io(to))
 }
 
-/// The path of a weight file in a new directory, whose folder there is made.
+/// The path of a weight file in a new directory; creates its folder.
 pub(super) fn place_for(directory: &Path, file: &Path) -> Result<PathBuf, TensorError> {
     let path = directory.join(file);
     let folder = parent(&path);

@@ -12,13 +12,13 @@ pub enum CalibrateError {
     /// The source or the output directory.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A tensor of either.
+    /// A tensor of the source or the output.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// A setting.
+    /// An invalid setting.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// N:M or the block do not fit a linear of this model.
+    /// N:M or the block size does not fit a linear of this model.
     #[error("{tensor}: {source}")]
     Setting {
         /// The first linear that the settings do not fit.
@@ -34,10 +34,10 @@ pub enum CalibrateError {
         /// Why.
         source: BackendError,
     },
-    /// Something learns from data, and none was given.
+    /// A method or option needs calibration data, and none was given.
     #[error("{what} needs calibration data; give a text or token windows")]
     NoData {
-        /// The method, or what else asks for it.
+        /// The method or option that needs the data.
         what: &'static str,
     },
     /// The forward pass overflowed.
@@ -47,7 +47,7 @@ pub enum CalibrateError {
     NotFinite {
         /// The decoder layer, from 0.
         layer: usize,
-        /// The first linear that such a value goes into, or comes out of.
+        /// The first linear with such a value in its input or output.
         linear: Linear,
         /// `"input"` or `"output"`.
         side: &'static str,

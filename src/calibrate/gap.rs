@@ -1,7 +1,7 @@
 //! How far pruned linears are from the best weights that their masks allow ([`exact`](crate::reference::exact)).
 //!
-//! The optimum costs a factorisation for each row, so a sample of the rows stands for the linear. What calibration
-//! gathers for it, besides what the method itself needs: H of the sparse stream, and for each sampled row its residual.
+//! The optimum costs a factorisation for each row, so a sample of the rows stands for the linear. In addition
+//! to the method's own statistics, calibration gathers H of the sparse stream and the residual of each sampled row.
 
 use ndarray::{Array2, ArrayView2, Axis};
 use rand::SeedableRng;
@@ -16,24 +16,24 @@ use crate::reference::{PruneError, Statistics};
 /// Seed of the choice of rows, so that every method and every run is measured on the same ones.
 pub const ROW_SEED: u64 = 0;
 
-/// One linear beside the best weights for its mask. Errors are the sums over the sampled rows of
+/// One linear compared with the best weights for its mask. Errors are the sums over the sampled rows of
 /// ||w' X^ - w X~||^2 + lambda ||w' - w||^2, a mean over sequences; lambda = damping * mean(diag H).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Optimality {
     /// error / best_error, 1 at best; null where the best weights leave no error above rounding, and where H of the
     /// kept columns of a row has no factor.
     pub gap: Option<f64>,
-    /// Of the weights as they are stored.
+    /// The error of the stored weights.
     pub error: f64,
-    /// Of the best ones with zeros in the same places, in the arithmetic of the run.
+    /// The error of the best weights with the same mask, in the arithmetic of the run.
     pub best_error: Option<f64>,
-    /// The damping in both.
+    /// The damping in both errors.
     pub damping: f64,
     /// Rows measured.
     pub rows: usize,
 }
 
-/// What is gathered for one group of linears.
+/// The statistics of one group of linears.
 pub struct GapMeter<T> {
     statistics: Statistics<T>,
     linears: Vec<Sampled<T>>,
@@ -42,7 +42,7 @@ pub struct GapMeter<T> {
 /// The sampled rows of one linear.
 struct Sampled<T> {
     rows: Vec<usize>,
-    /// As they are in the original model (sampled x k).
+    /// The rows of the original model (sampled x k).
     weight: Array2<T>,
     residual: Residual<T>,
 }
@@ -60,7 +60,7 @@ impl<T: Scalar> GapMeter<T> {
         GapMeter { statistics: Statistics::hessian_only(weights[0].ncols()), linears: linears.collect() }
     }
 
-    /// Takes in one sequence, dense and sparse input (tokens x k).
+    /// Adds one sequence: its dense and sparse input (tokens x k).
     pub fn update(&mut self, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
         let dx = &dense - &sparse;
         for linear in &mut self.linears {

@@ -1,4 +1,4 @@
-//! One group of linears: gather statistics of their common input, prepare, prune, measure, and take both streams on.
+//! One group of linears: gather statistics of their common input, prepare, prune, measure, and advance both streams.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ use crate::progress::Observer;
 use crate::reference::baseline::gptaq::GridConfig;
 use crate::reference::{Method, PruneConfig, Pruned};
 
-/// What the groups of a run share.
+/// The settings that all groups of a run share.
 pub(super) struct GroupPruner<'a, B> {
     pub backend: &'a B,
     pub observer: &'a dyn Observer,
@@ -30,7 +30,7 @@ pub(super) struct GroupPruner<'a, B> {
     pub report_gap: Option<usize>,
 }
 
-/// The linears of a group after pruning, in their order.
+/// The pruned linears of a group, in their order.
 struct GroupOutcome<T> {
     /// The new weights (each n x k), as stored.
     weights: Vec<Array2<T>>,
@@ -43,11 +43,11 @@ struct GroupOutcome<T> {
 type Gathered<T, B> = (MethodStatistics<T, B>, Option<GapMeter<T>>);
 
 impl<B> GroupPruner<'_, B> {
-    /// Prunes the linears of `group` in layer `number` and takes both streams over it. All of them are pruned with the
+    /// Prunes the linears of `group` in layer `number` and advances both streams over it. All of them are pruned with the
     /// same statistics.
     ///
     /// # Errors
-    /// [`CalibrateError`] with the linear that is refused.
+    /// [`CalibrateError`], with the linear at fault.
     pub fn prune_group<T: Scalar>(
         &self,
         number: usize,

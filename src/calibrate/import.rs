@@ -1,8 +1,8 @@
 //! A GGUF file as a Hugging Face directory: names, rows and tokenizer as transformers 4.49 reads them.
 //!
-//! llama.cpp turns neighbouring entries of a head, transformers the two halves, so the rows of q and k are put back in the
-//! order of the latter. Of the tokenizer there are the vocabulary, merges (or scores, from which merges follow) and the kinds
-//! of its tokens; the rest of `tokenizer.json` is the same for all files.
+//! llama.cpp rotates neighbouring entries of a head, transformers the two halves, so the rows of q and k are reordered for the
+//! latter. The file holds the tokenizer's vocabulary, its merges (or scores, which determine the merges) and the kinds of its
+//! tokens; the rest of `tokenizer.json` is the same for all files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -20,8 +20,8 @@ use crate::tensors::{FloatType, TensorError, TensorWriter, round_for_storage};
 /// Writes the model of a GGUF file as the directory `target`, its values in `dtype`.
 ///
 /// # Errors
-/// [`CheckpointError`]: the model is not of LLaMA's kind, something that it needs is missing, `target` exists, a value does not
-/// fit `dtype`, or the disk refuses. Nothing is left then.
+/// [`CheckpointError`]: the model is not a LLaMA, a field or tensor is missing, `target` exists, a value does not fit `dtype`,
+/// or the disk refuses. The unfinished directory is removed.
 pub fn import(
     file: &GgufFile,
     target: &Path,
@@ -73,8 +73,8 @@ pub fn import(
     written
 }
 
-/// A tensor's values (rows x columns; a vector is one row). Of `heads` heads of rows, if it has some, those with even places come
-/// first: the first half of a pair of entries that are turned together.
+/// A tensor's values (rows x columns; a vector is one row). If its rows belong to `heads` heads, the rows at
+/// even places of each head come first: they are the first entries of the pairs that are rotated together.
 fn rows(file: &GgufFile, tensor: &GgufTensor, heads: Option<usize>) -> Array2<f32> {
     let columns = tensor.shape.last().copied().unwrap_or(0);
     let values = file.values(tensor);
@@ -91,7 +91,7 @@ fn rows(file: &GgufFile, tensor: &GgufTensor, heads: Option<usize>) -> Array2<f3
     matrix.select(ndarray::Axis(0), &order)
 }
 
-/// Name here, heads whose rows are put in order, and the tensor.
+/// The name in a Hugging Face checkpoint, the heads whose rows are reordered, and the tensor.
 type Named<'a> = (String, Option<usize>, &'a GgufTensor);
 
 struct Model<'a> {
@@ -214,7 +214,7 @@ impl<'a> Model<'a> {
         }))
     }
 
-    /// The tensors under their names here, in the order of the names there.
+    /// The tensors under their Hugging Face names, sorted by their GGUF names.
     fn tensors(&self, config: &Value) -> Result<Vec<Named<'a>>, CheckpointError> {
         let size = |key: &str| config[key].as_u64().unwrap_or(0) as usize;
         let (heads, key_value_heads) = (size("num_attention_heads"), size("num_key_value_heads"));
@@ -362,7 +362,7 @@ impl<'a> Model<'a> {
     }
 }
 
-/// Name in a Hugging Face checkpoint, and the heads whose rows are in another order there.
+/// The name in a Hugging Face checkpoint, and the heads whose rows are reordered.
 fn renamed(name: &str, heads: usize, key_value_heads: usize) -> Option<(String, Option<usize>)> {
     let plain = |name: &str| Some((name.to_string(), None));
     match name {

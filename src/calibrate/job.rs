@@ -25,12 +25,11 @@ use crate::tensors::FloatType;
 pub struct PruneJob<'a> {
     /// The dense model.
     pub checkpoint: &'a Checkpoint,
-    /// Calibration data; only magnitude does without.
+    /// Calibration data; only magnitude needs none.
     pub windows: Option<&'a Windows>,
     /// Method and settings.
     pub method: Method,
-    /// p_x that the sparse stream is pruned with. Wanda and magnitude are calibrated on dense activations, whatever
-    /// it says.
+    /// p_x of the sparse stream. Wanda and magnitude ignore it: they are calibrated on dense activations.
     pub activation_sparsity: f64,
     /// Rounds every linear's input in both streams.
     pub activation_dtype: Option<FloatType>,
@@ -44,14 +43,14 @@ pub struct PruneJob<'a> {
     pub output: &'a Path,
     /// Damps a Hessian that is not positive definite ten times as much, up to 1, until it is.
     pub damping_retry: bool,
-    /// Measures each linear against the best weights for its mask, on so many of its rows ([`gap`]).
+    /// Compares this many rows of each linear with the best weights for its mask ([`gap`]).
     pub report_gap: Option<usize>,
     /// Continues an interrupted run of the same job at its first unfinished layer.
     pub resume: bool,
 }
 
 impl<'a> PruneJob<'a> {
-    /// A job without calibration data and activation pruning, that keeps types, retries with more damping, and does nothing more.
+    /// A job with the default options: no calibration data, no activation pruning, types as stored, and a retry with more damping.
     pub fn new(checkpoint: &'a Checkpoint, method: Method, output: &'a Path) -> Self {
         PruneJob {
             checkpoint,
@@ -72,7 +71,8 @@ impl<'a> PruneJob<'a> {
     /// Prunes, in the arithmetic `T`, and writes the new directory with its `prune-report.json`.
     ///
     /// # Errors
-    /// [`CalibrateError`]. Nothing is left behind then.
+    /// [`CalibrateError`]. The unfinished output is removed, unless the disk refused a write after the first layer: then the
+    /// finished layers are kept for `resume`.
     pub fn run<T: Scalar, B: Backend<T>>(
         &self,
         backend: &B,
@@ -125,7 +125,7 @@ impl<'a> PruneJob<'a> {
         if self.method.sees_sparse_activations() { self.activation_sparsity } else { 0.0 }
     }
 
-    /// Both streams at the bottom of the model; `None` without data.
+    /// Both streams before the first layer; `None` without data.
     fn streams<'f, T: Scalar, B: Backend<T>>(
         &self,
         forward: &'f Forward<T>,
@@ -139,7 +139,7 @@ impl<'a> PruneJob<'a> {
         Ok(Some(Streams { dense: stream(dense), sparse: stream(sparse) }))
     }
 
-    /// Takes the streams through the layers that an interrupted run has pruned already.
+    /// Runs the streams through the layers that an interrupted run has pruned already.
     fn replay_finished_layers<T: Scalar, B: Backend<T>>(
         &self,
         finished: usize,
@@ -161,7 +161,7 @@ impl<'a> PruneJob<'a> {
         Ok(())
     }
 
-    /// Prunes one decoder layer group by group, and takes both streams over it.
+    /// Prunes one decoder layer group by group, and runs both streams through it.
     fn prune_layer<T: Scalar, B: Backend<T>>(
         &self,
         pruner: &GroupPruner<B>,
@@ -199,7 +199,7 @@ impl<'a> PruneJob<'a> {
         }
     }
 
-    /// What two runs must have in common for one to continue the other.
+    /// What must be equal in two runs for one to continue the other.
     fn fingerprint<T: Scalar>(&self) -> String {
         let shards: Vec<String> = (self.checkpoint.shards().iter())
             .map(|shard| format!("{} {:?}", shard.path().display(), shard.identity()))
@@ -224,7 +224,7 @@ impl<'a> PruneJob<'a> {
     /// Checks that method, settings and data fit the model, before any work.
     ///
     /// # Errors
-    /// [`CalibrateError`] for the first that does not.
+    /// [`CalibrateError`] for the first one that does not fit.
     pub fn check(&self) -> Result<(), CalibrateError> {
         check_fraction("activation sparsity", self.activation_sparsity)?;
         if self.windows.is_none() && !matches!(self.method, Method::Magnitude(_)) {

@@ -1,4 +1,4 @@
-//! What each [`Method`] learns from the calibration data, and how it then prunes the linears of a group.
+//! The statistics that each [`Method`] gathers from calibration data, and how it then prunes the linears of a group.
 
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
@@ -7,9 +7,11 @@ use crate::backend::{Backend, BackendError};
 use crate::linalg::Scalar;
 use crate::reference::baseline::gptaq::GridConfig;
 use crate::reference::baseline::{magnitude::magnitude, wanda::wanda};
-use crate::reference::{ChannelNorms, FactorError, Method, PruneConfig, PruneError, Pruned, Sparsity};
+use crate::reference::{
+    ChannelNorms, FactorError, Method, NarrowGroups, PruneConfig, PruneError, Pruned, Sparsity,
+};
 
-/// The statistics that a [`Method`] gathers of the input of a group of linears.
+/// The statistics that a [`Method`] gathers from the input of a group of linears.
 pub enum MethodStatistics<T: Scalar, B: Backend<T>> {
     /// Magnitude: none.
     Magnitude(Sparsity),
@@ -44,7 +46,7 @@ pub struct DampingRetry {
 }
 
 impl<T: Scalar, B: Backend<T>> MethodStatistics<T, B> {
-    /// No sequences yet, for k input channels.
+    /// Statistics of no sequences yet, for k input channels.
     pub fn new(backend: &B, method: &Method, k: usize) -> Self {
         match *method {
             Method::Magnitude(sparsity) => MethodStatistics::Magnitude(sparsity),
@@ -56,7 +58,7 @@ impl<T: Scalar, B: Backend<T>> MethodStatistics<T, B> {
         }
     }
 
-    /// Takes in one sequence, dense and sparse input (tokens x k).
+    /// Adds one sequence: its dense and sparse input (tokens x k).
     pub fn update(&mut self, backend: &B, dense: ArrayView2<T>, sparse: ArrayView2<T>) {
         match self {
             MethodStatistics::Magnitude(_) => {}
@@ -66,7 +68,7 @@ impl<T: Scalar, B: Backend<T>> MethodStatistics<T, B> {
     }
 
     /// Computes what does not depend on the weights. With `retry`, a Hessian that is not positive definite is damped
-    /// ten times as much, up to 1, until it is; the second result then says so.
+    /// ten times as much, up to 1, until it is; the second result then holds the damping.
     ///
     /// # Errors
     /// As [`Backend::prepare`].
@@ -120,8 +122,10 @@ impl<T: Scalar, B: Backend<T>> MethodPruner<T, B> {
                 return Ok((quantised.pruned, Some(steps)));
             }
             (MethodPruner::SecondOrder { prepared, .. }, None) => backend.prune(prepared, weight, None)?,
-            (MethodPruner::Magnitude(sparsity), _) => magnitude(weight, *sparsity)?,
-            (MethodPruner::Wanda(sparsity, norms), _) => wanda(weight, norms, *sparsity)?,
+            (MethodPruner::Magnitude(sparsity), _) => magnitude(weight, *sparsity, NarrowGroups::Refuse)?,
+            (MethodPruner::Wanda(sparsity, norms), _) => {
+                wanda(weight, norms, *sparsity, NarrowGroups::Refuse)?
+            }
         };
         Ok((pruned, None))
     }

@@ -30,8 +30,9 @@ pub struct Storage {
     pub sparsity: Sparsity,
 }
 
-/// A checkpoint directory in the making. Dropped before [`finish`](Self::finish), it leaves nothing behind; killed, or
-/// refused by the disk after the first layer, it leaves `<target>.partial`, which [`resume`](Self::resume) continues.
+/// A checkpoint directory that is being written, as `<target>.partial`. If it is dropped before [`finish`](Self::finish), it
+/// is removed; if the process is killed, or the disk refuses a write after the first layer, it stays, and
+/// [`resume`](Self::resume) continues it.
 pub struct OutputDirectory {
     target: PathBuf,
     partial: PathBuf,
@@ -40,7 +41,7 @@ pub struct OutputDirectory {
     shards: Vec<TensorWriter>,
     /// Tensor to shard and stored type.
     place: HashMap<String, (usize, Option<FloatType>)>,
-    /// Whether what is there outlives this value.
+    /// Whether the directory stays when this value is dropped.
     keep: Cell<bool>,
 }
 
@@ -49,8 +50,8 @@ impl OutputDirectory {
     /// [`write`](Self::write) adds. All the room that will be needed is taken now.
     ///
     /// # Errors
-    /// [`CheckpointError`]: the target exists, an interrupted run is in the way, the disk refuses, or a value does not
-    /// fit the type.
+    /// [`CheckpointError`]: the target exists, an interrupted run has left its directory, the disk refuses, or a value
+    /// does not fit the type.
     pub fn create(target: &Path, checkpoint: &Checkpoint, storage: Storage) -> Result<Self, CheckpointError> {
         check_target(target)?;
         let partial = partial_name(target);
@@ -78,11 +79,11 @@ impl OutputDirectory {
         Ok(output)
     }
 
-    /// Continues an interrupted run with the same fingerprint; returns what it reported of its finished layers. Where
-    /// none was interrupted, or it finished no layer, begins anew.
+    /// Continues an interrupted run with the same fingerprint and returns its reports on finished layers. Begins anew where no
+    /// run was interrupted, or where it finished no layer.
     ///
     /// # Errors
-    /// [`CheckpointError`]: the interrupted run was another, or its files are damaged; and as [`create`](Self::create).
+    /// [`CheckpointError`]: the interrupted run had other settings, or its files are damaged; and as [`create`](Self::create).
     pub fn resume(
         target: &Path,
         checkpoint: &Checkpoint,
@@ -199,7 +200,7 @@ impl OutputDirectory {
         Ok(())
     }
 
-    /// Takes the room for the copy in another format, which is written at the end and lies beside the first for a moment.
+    /// Reserves room on the disk for the compressed copy, which is written at the end, while the dense weights still exist.
     fn take_room(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let path = self.partial.join(ROOM);
         if path.is_file() {
@@ -211,15 +212,14 @@ impl OutputDirectory {
             taken.map_err(|error| CheckpointError::Unusable {
                 path,
                 detail: format!(
-                    "{error}; besides the dense weights, {bytes} bytes are needed for the compressed copy of them: make room, \
-                     or choose --format dense"
+                    "{error}; the compressed copy needs {bytes} bytes besides the dense weights: make room, or choose --format dense"
                 ),
             })?;
         }
         Ok(())
     }
 
-    /// Rounds a pruned weight to its stored type, in place (the streams go on with what is stored), and writes it.
+    /// Rounds a pruned weight to its stored type, in place (the streams continue with the stored weight), and writes it.
     ///
     /// # Errors
     /// [`CheckpointError`]: the value does not fit the type, or the disk refuses.
@@ -232,7 +232,7 @@ impl OutputDirectory {
         written.map_err(|error| self.refused(error))
     }
 
-    /// The finished layers outlive a refusal of the disk.
+    /// Keeps the finished layers when the disk refuses a write.
     fn refused(&self, error: TensorError) -> CheckpointError {
         match error {
             TensorError::Io { path, source } if self.partial.join(JOURNAL).is_file() => {
@@ -252,14 +252,14 @@ impl OutputDirectory {
     /// A weight that was written before.
     ///
     /// # Errors
-    /// [`TensorError`] when it is not there or damaged.
+    /// [`TensorError`] when it is missing or damaged.
     pub fn read<T: Scalar>(&self, tensor: &str) -> Result<Array2<T>, TensorError> {
         let missing = || TensorError::MissingTensor { path: self.partial.clone(), name: tensor.into() };
         let (shard, _) = *self.place.get(tensor).ok_or_else(missing)?;
         TensorFile::open(self.shards[shard].path())?.matrix(tensor)
     }
 
-    /// Records that every layer in `linears` is on the disk: what [`resume`](Self::resume) goes by.
+    /// Records, for [`resume`](Self::resume), that every layer in `linears` is on the disk.
     ///
     /// # Errors
     /// [`CheckpointError`] when the disk refuses.
@@ -272,7 +272,7 @@ impl OutputDirectory {
             .map_err(|error| self.refused(error))
     }
 
-    /// Puts a file beside the weights.
+    /// Writes a file beside the weights.
     ///
     /// # Errors
     /// [`CheckpointError`] when the disk refuses.
@@ -280,8 +280,7 @@ impl OutputDirectory {
         write_atomically(&self.partial.join(name), content.as_bytes()).map_err(|error| self.refused(error))
     }
 
-    /// Makes the directory appear under its name. What was written is dense; another format is written beside it, and
-    /// appears in its stead.
+    /// Gives the directory its final name. The weights were written dense; another storage format is converted first.
     ///
     /// # Errors
     /// [`CheckpointError`]: the disk refuses, or the name has been taken; the finished layers are kept.
@@ -342,7 +341,7 @@ impl Drop for OutputDirectory {
     }
 }
 
-/// The record of finished layers inside a directory in the making.
+/// The file in a `.partial` directory that records its finished layers.
 const JOURNAL: &str = "resume.json";
 /// The copy in another format there, and the file that holds the room for it. (Weight files may lie in folders of any name.)
 const CONVERTED: &str = "converted.partial";

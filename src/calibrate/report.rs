@@ -1,4 +1,4 @@
-//! `prune-report.json`: what was done, how well, on what machine.
+//! `prune-report.json`: settings, errors, sparsity and environment of a pruning run.
 
 use std::fmt;
 
@@ -28,16 +28,16 @@ pub struct LinearReport {
     pub weights: usize,
     /// Weights that are zero as stored.
     pub zeros: usize,
-    /// ||W' X^ - W X~||_F / ||W X~||_F over the calibration data; null without data, or where W X~ is zero. A bias is in
-    /// neither: it is the same in both outputs, and would only make the norm larger.
+    /// ||W' X^ - W X~||_F / ||W X~||_F over the calibration data; null without data, or where W X~ is zero. Both are
+    /// without the bias, which is the same in both outputs and would only enlarge the norm.
     pub relative_output_error: Option<f64>,
-    /// Where the best weights for the same mask are, if that was asked for.
+    /// The comparison with the best weights for the same mask, if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub optimality: Option<Optimality>,
-    /// What storing did to the points of the grids, where there are grids.
+    /// How rounding to the stored type moved the grid points; null without grids.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grid_rounding: Option<GridRounding>,
-    /// Where the Hessian needed more damping than was asked for.
+    /// The damping that was used, if the Hessian needed more than was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub damping_retry: Option<DampingRetry>,
     /// Wall-clock time: pruning it, and its share of the group's statistics and factorisation.
@@ -50,7 +50,7 @@ impl LinearReport {
         self.zeros as f64 / self.weights as f64
     }
 
-    /// Passes the linear on as a result, after a warning where it was damped more than was asked for.
+    /// Reports the linear to the observer, after a warning if it was damped more than was asked for.
     pub(super) fn tell(&self, observer: &dyn Observer) {
         if let Some(retry) = self.damping_retry {
             observer.warning(&format!(
@@ -80,14 +80,14 @@ impl fmt::Display for LinearReport {
 /// Quantised weights that the stored type cannot hold exactly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GridRounding {
-    /// Weights that are stored beside their grid point.
+    /// Weights whose stored value differs from their grid point.
     pub moved: usize,
-    /// The farthest of them, in steps of its grid. From 0.5 on two points may have become one.
+    /// The largest difference, in steps of the grid. From 0.5 on, two grid points can become one.
     pub farthest: f64,
 }
 
 impl GridRounding {
-    /// Compares the grid points with what is stored of them (n x k), `steps` being the distances of neighbouring points.
+    /// Compares the grid points with their stored values (n x k); `steps` holds the distances of neighbouring points.
     pub(super) fn of<T: Scalar>(points: &Array2<T>, stored: &Array2<T>, steps: &Array2<T>) -> Self {
         let mut found = GridRounding::default();
         for ((point, stored), step) in points.iter().zip(stored).zip(steps) {
@@ -126,11 +126,11 @@ impl Calibration {
 pub struct Totals {
     /// Weights of all linears.
     pub weights: usize,
-    /// Those that are zero.
+    /// Weights that are zero.
     pub zeros: usize,
-    /// Their fraction.
+    /// The fraction of zeros.
     pub sparsity: f64,
-    /// What storing did to the grids of all linears; null without grids.
+    /// The same for all linears; null without grids.
     pub grid_rounding: Option<GridRounding>,
     /// Wall-clock time of the whole run.
     pub seconds: f64,
@@ -148,23 +148,23 @@ impl Totals {
     }
 }
 
-/// Where a run took place.
+/// The program and machine of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     /// Version of this crate.
     pub version: String,
-    /// Commit of the source, where it was built from a checkout.
+    /// Commit of the source, if it was built from a checkout.
     pub commit: String,
     /// Operating system and processor family.
     pub platform: String,
     /// The backend.
     pub backend: String,
-    /// What OpenBLAS says of itself: version, build, kernels chosen for this processor.
+    /// OpenBLAS's description of itself: version, build, and the kernels for this processor.
     pub blas: String,
 }
 
 impl Environment {
-    /// This process.
+    /// The environment of this process.
     pub fn here(backend: String) -> Self {
         Environment {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -186,7 +186,7 @@ pub struct PruneReport {
     pub grids: Option<GridConfig>,
     /// p_x during calibration.
     pub activation_sparsity: f64,
-    /// Rounding of the activations, where there was one.
+    /// The type that activations were rounded to, if any.
     pub activation_dtype: Option<FloatType>,
     /// The data; null without.
     pub calibration: Option<Calibration>,
@@ -194,11 +194,11 @@ pub struct PruneReport {
     pub precision: &'static str,
     /// Type of the stored weights; null means as in the source.
     pub dtype: Option<FloatType>,
-    /// All linears together.
+    /// Sums over all linears.
     pub totals: Totals,
-    /// One by one, in the order of pruning.
+    /// Each linear, in the order of pruning.
     pub linears: Vec<LinearReport>,
-    /// Where it took place.
+    /// The program and the machine.
     pub environment: Environment,
 }
 

@@ -10,14 +10,14 @@ use crate::model::forward::{Embedding, Forward, Group, Layer, Linear, State, app
 use crate::reference::teal::prune_below;
 use crate::tensors::FloatType;
 
-/// What happens to the input of every linear of a decoder layer.
+/// How the input of every linear of a decoder layer is rounded and pruned.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Activations<'a> {
-    /// Rounded to this type first, as a run in that type would.
+    /// The type to round to first, as a run in that type would.
     pub round_to: Option<FloatType>,
     /// p_x; 0 prunes nothing.
     pub sparsity: f64,
-    /// Then entries that are not above the linear's threshold are zeroed: TEAL's rule, in place of p_x.
+    /// TEAL's rule in place of p_x: entries that are not above the linear's threshold become zero.
     pub thresholds: Option<&'a Thresholds>,
 }
 
@@ -26,12 +26,12 @@ pub struct Activations<'a> {
 pub struct Thresholds {
     /// By layer, then in the order of the layer's linears.
     pub layers: Vec<Vec<f64>>,
-    /// Tokens at the beginning of every sequence that are left alone.
+    /// Tokens at the beginning of every sequence that are not pruned.
     pub dense_tokens: usize,
 }
 
 impl Activations<'_> {
-    /// Treats the common input of a group (tokens x channels).
+    /// Rounds and prunes the common input of a group (tokens x channels), in place.
     pub fn treat<T: Scalar, B: Backend<T>>(self, backend: &B, x: &mut Array2<T>) {
         if let Some(to) = self.round_to {
             x.mapv_inplace(|x| to.round(x));
@@ -47,12 +47,12 @@ pub struct Stream<'a, T, B> {
     activations: Activations<'a>,
     /// Layers entered so far.
     entered: usize,
-    /// One state per sequence; its input is already treated.
+    /// One state per sequence; its input is already rounded and pruned.
     pub states: Vec<State<T>>,
 }
 
 impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
-    /// Windows at the bottom of the model.
+    /// Embeds the windows: the stream before the first layer.
     pub fn new(
         forward: &'a Forward<T>,
         backend: &'a B,
@@ -64,7 +64,7 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
         Self::of(forward, backend, states, activations)
     }
 
-    /// Any states at the bottom of the model.
+    /// The stream of given states before the first layer.
     pub fn of(
         forward: &'a Forward<T>,
         backend: &'a B,
@@ -80,12 +80,12 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
         self.each_state(|stream, state| stream.enter_one(layer, state));
     }
 
-    /// Takes every sequence over a group of the layer that was entered.
+    /// Advances every sequence over a group of the layer that was entered.
     pub fn group(&mut self, layer: &Layer<T>, group: Group) {
         self.each_state(|stream, state| stream.group_one(layer, group, state));
     }
 
-    /// Takes every sequence through a layer.
+    /// Runs every sequence through a layer.
     pub fn layer(&mut self, layer: &Layer<T>, progress: impl Fn() + Sync) {
         self.entered += 1;
         self.each_state(|stream, state| {
@@ -122,7 +122,7 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
         self.advance(layer, group, outputs, state);
     }
 
-    /// Takes the outputs of a group's linears for one sequence, and treats the input of the next group.
+    /// Takes the outputs of a group's linears for one sequence; rounds and prunes the input of the next group.
     fn advance(&self, layer: &Layer<T>, group: Group, outputs: Vec<Array2<T>>, state: &mut State<T>) {
         self.forward.advance(layer, group, outputs, state);
         self.activations.treat(self.backend, &mut state.input);
@@ -134,7 +134,7 @@ impl<'a, T: Scalar, B: Backend<T>> Stream<'a, T, B> {
     }
 }
 
-/// How far the pruned linears' outputs are from the dense ones, summed over sequences.
+/// The error of the pruned linears' outputs against the dense ones, summed over sequences.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OutputError {
     /// sum (y^ - y~)^2
@@ -181,7 +181,7 @@ impl<T: Scalar, B: Backend<T>> Streams<'_, T, B> {
         streams.into_iter().find(|(stream, _)| !stream.is_finite()).map(|(_, name)| name)
     }
 
-    /// Takes both streams over one group, the sparse one with the `pruned` weights; returns the output error of each
+    /// Advances both streams over one group, the sparse one with the `pruned` weights; returns the output error of each
     /// linear.
     ///
     /// Sequences run in parallel; their errors are added in the order of the sequences, so that a run repeats bit for

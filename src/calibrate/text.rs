@@ -1,4 +1,4 @@
-//! A file of text or of JSON documents, read piece by piece: however long it is, little of it is in memory.
+//! A file of text or of JSON documents, read in buffers: memory does not grow with its length.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::windows::WindowsError;
 use crate::tensors::TensorError;
 
-/// What [`TextFile::read`] hands out its pieces to; `Err` is what is wrong with the file.
+/// Receives the text of [`TextFile::read`] in order; `Err` says what is wrong with the file.
 type Sink<'a> = dyn FnMut(&str) -> Result<ControlFlow<()>, String> + 'a;
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -20,7 +20,7 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 pub(super) struct TextFile {
     path: PathBuf,
     layout: Layout,
-    /// The content of what can be read only once, such as a pipe.
+    /// The content, if it can be read only once, as from a pipe.
     held: Option<Vec<u8>>,
 }
 
@@ -33,7 +33,7 @@ enum Layout {
 }
 
 impl TextFile {
-    /// Finds out what the file holds.
+    /// Opens a file and determines its layout.
     ///
     /// # Errors
     /// [`WindowsError`]: unreadable, or not UTF-8.
@@ -51,8 +51,8 @@ impl TextFile {
         Ok(text)
     }
 
-    /// By the file's name; where that says nothing, JSON is what begins as such: an object with a field `text` on the first
-    /// line, or an array of them. (The published shards of C4 have names such as `c4-train.00000-of-01024.json`.)
+    /// The layout follows from the file's name or, failing that, from its beginning: an object with a field `text` on the first
+    /// line, or an array of such objects. (The published shards of C4 have names such as `c4-train.00000-of-01024.json`.)
     fn find_layout(&self) -> Result<Layout, WindowsError> {
         let extension = self.path.extension().map(|extension| extension.to_ascii_lowercase());
         let named = |name: &str| extension.as_ref().is_some_and(|extension| extension == name);
@@ -84,10 +84,10 @@ impl TextFile {
         })
     }
 
-    /// Hands out the text from its beginning, in order and without gaps, until the sink breaks off.
+    /// Passes on the text from its beginning, in order and without gaps, until the sink breaks.
     ///
     /// # Errors
-    /// [`WindowsError`]: unreadable, not UTF-8, malformed JSON, a document without text; and what the sink says.
+    /// [`WindowsError`]: unreadable, not UTF-8, malformed JSON, a document without text; and errors of the sink.
     pub fn read(&self, sink: &mut Sink) -> Result<(), WindowsError> {
         match self.layout {
             Layout::Plain => self.pieces(false, sink),
@@ -96,12 +96,12 @@ impl TextFile {
         }
     }
 
-    /// That the file does not do.
+    /// The error of a file with unusable content.
     pub fn unusable(&self, detail: String) -> WindowsError {
         WindowsError::Unusable { path: self.path.clone(), detail }
     }
 
-    /// The file from its beginning, or from behind the byte order mark where that is no part of the text.
+    /// The file from its beginning, or after its byte order mark if that is to be skipped.
     fn utf8(&self, skip_mark: bool) -> Result<Utf8<'_>, WindowsError> {
         let mut source: Box<dyn Read> = match &self.held {
             Some(content) => Box::new(&content[..]),

@@ -1,8 +1,8 @@
 //! Calibrated activation thresholds for every linear ([TEAL's rule](crate::reference::teal)), and their file.
 //!
-//! A first pass takes the calibration data through the model with dense activations. Layer by layer it counts the
-//! magnitudes of each linear's input, decides how sparse each is to be, and reads the thresholds off the histograms. A
-//! second pass runs with all of them in place and counts what they prune there.
+//! A first pass runs the calibration data through the model with dense activations. Layer by layer it makes histograms of the
+//! magnitudes of each linear's input, decides how sparse each input is to be, and reads the thresholds off the histograms. A
+//! second pass applies all thresholds and counts the entries that they prune.
 //!
 //! # The file
 //! JSON, an object with
@@ -10,8 +10,8 @@
 //! | field | |
 //! |---|---|
 //! | `format` | `"duogpt-thresholds-1"` |
-//! | `activation_sparsity`, `allocation`, `step` | what was asked for: the fraction, `"uniform"` or `"greedy"`, its step |
-//! | `model` | where it comes from: `directory`, and the `sha256` of each file with weights |
+//! | `activation_sparsity`, `allocation`, `step` | the settings: the fraction, `"uniform"` or `"greedy"`, the greedy step |
+//! | `model` | the model: `directory`, and the `sha256` of each file with weights |
 //! | `calibration`, `precision`, `environment` | the data, the arithmetic, the program, as in `prune-report.json` |
 //! | `layers` | a list with one object per decoder layer |
 //!
@@ -22,9 +22,9 @@
 //! |---|---|
 //! | `projection` | its name: `"q_proj"` ... `"down_proj"`; of OPT `"out_proj"`, `"fc1"`, `"fc2"` |
 //! | `shape` | rows and columns of its weight |
-//! | `threshold` | t: of its input the entries with \|x\| > t stay |
+//! | `threshold` | t: entries of its input with \|x\| > t stay |
 //! | `target` | the fraction of its input that is to be pruned |
-//! | `realised` | the fraction that is, on the calibration data with all thresholds of the model in place |
+//! | `realised` | the fraction that is pruned on the calibration data when all thresholds of the model apply |
 //!
 //! A greedy layer also has `error` and `uniform_error`: \|\|y - y'\|\| / \|\|y - x\|\| over the calibration data, for the layer's
 //! input x, its dense output y, and its output y' with the thresholds, or with those of equal sparsity.
@@ -52,26 +52,26 @@ use crate::tensors::{TensorError, TensorFile};
 /// The file's `format`.
 pub const FORMAT: &str = "duogpt-thresholds-1";
 
-/// How a sparsity is distributed over the linears of a layer.
+/// How the sparsity of a layer is distributed over its linears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Allocation {
-    /// The same for all.
+    /// The same sparsity for all.
     Uniform,
-    /// Grown step by step where it costs the layer's output the least error per weight (TEAL).
+    /// Greedy: raised step by step for the linear that adds the least output error per weight (TEAL).
     Greedy,
 }
 
-/// A threshold for every linear, and where they come from.
+/// A threshold for every linear, and how they were found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ThresholdFile {
     /// [`FORMAT`].
     pub format: String,
-    /// Weights that meet a zero, as a fraction of all, of each layer.
+    /// In each layer, the fraction of the weights that are multiplied by a zero.
     pub activation_sparsity: f64,
-    /// How it was distributed.
+    /// How the sparsity is distributed over the linears.
     pub allocation: Allocation,
-    /// In steps of this fraction of a layer's weights, where it was greedy.
+    /// The step of the greedy allocation, as a fraction of a layer's weights.
     pub step: Option<f64>,
     /// The model.
     pub model: Model,
@@ -79,16 +79,16 @@ pub struct ThresholdFile {
     pub calibration: Calibration,
     /// Arithmetic of the passes.
     pub precision: String,
-    /// One by one.
+    /// One entry per decoder layer.
     pub layers: Vec<LayerThresholds>,
-    /// Where it was made.
+    /// The program and the machine.
     pub environment: Environment,
 }
 
-/// What was calibrated.
+/// The calibrated model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
-    /// As it was given.
+    /// The path as it was given.
     pub directory: String,
     /// File name and SHA-256 of every file with weights.
     pub sha256: Vec<(String, String)>,
@@ -100,7 +100,7 @@ pub struct LayerThresholds {
     /// Relative output error with these thresholds; measured for the greedy allocation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<f64>,
-    /// The same with equal sparsities, which are taken where they are better.
+    /// Relative output error with equal sparsities; these are used where they are better.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub uniform_error: Option<f64>,
     /// In the order of the layer's linears.
@@ -114,19 +114,19 @@ pub struct Projection {
     pub projection: String,
     /// Rows and columns of its weight.
     pub shape: (usize, usize),
-    /// Entries of its input with a magnitude above it stay.
+    /// Entries of its input with a larger magnitude stay.
     pub threshold: f64,
-    /// The fraction of them that is to be pruned.
+    /// The fraction to prune.
     pub target: f64,
-    /// The fraction that is.
+    /// The fraction that is pruned on the calibration data.
     pub realised: f64,
 }
 
 impl ThresholdFile {
-    /// Reads a file and checks that it is for a model of this shape.
+    /// Reads a file and checks that it fits a model of this shape.
     ///
     /// # Errors
-    /// [`CheckpointError`]: unreadable, not such a file, or another model's.
+    /// [`CheckpointError`]: unreadable, not a file of thresholds, or for another model.
     pub fn read(path: &Path, config: &ModelConfig) -> Result<Self, CheckpointError> {
         let text = std::fs::read_to_string(path).map_err(TensorError::io(path))?;
         let malformed = |detail| CheckpointError::Malformed { path: path.into(), detail };
@@ -171,13 +171,13 @@ impl ThresholdFile {
         Ok(())
     }
 
-    /// For a run: the first `dense_tokens` tokens of every sequence are left alone.
+    /// The thresholds for a run that does not prune the first `dense_tokens` tokens of every sequence.
     pub fn thresholds(&self, dense_tokens: usize) -> Thresholds {
         let of = |layer: &LayerThresholds| layer.projections.iter().map(|p| p.threshold).collect();
         Thresholds { layers: self.layers.iter().map(of).collect(), dense_tokens }
     }
 
-    /// The fraction of all weights that met a zero on the calibration data.
+    /// The fraction of all weights that are multiplied by a zero on the calibration data.
     pub fn realised(&self) -> f64 {
         let projections = || self.layers.iter().flat_map(|layer| &layer.projections);
         let size = |p: &Projection| (p.shape.0 * p.shape.1) as f64;
@@ -198,19 +198,19 @@ pub struct ThresholdJob<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Calibration data.
     pub windows: &'a Windows,
-    /// The fraction of the weights of each layer that is to meet a zero.
+    /// The fraction of each layer's weights that is to be multiplied by a zero.
     pub activation_sparsity: f64,
-    /// How it is distributed over the linears.
+    /// How the sparsity is distributed over the linears.
     pub allocation: Allocation,
-    /// A step of the greedy allocation, as a fraction of the layer's weights. A linear that is smaller stays dense.
+    /// A step of the greedy allocation, as a fraction of the layer's weights. A linear smaller than that stays dense.
     pub step: f64,
 }
 
 impl ThresholdJob<'_> {
-    /// Finds the thresholds, in the arithmetic `T`.
+    /// Computes the thresholds, in the arithmetic `T`.
     ///
-    /// Memory: one layer's weights, and for each sequence the hidden state and the input of the group at hand; for the
-    /// greedy allocation twice more.
+    /// Memory: one layer's weights, and for each sequence the hidden state and the input of the current group; the greedy
+    /// allocation needs two more of both.
     ///
     /// # Errors
     /// [`CalibrateError`].
@@ -280,7 +280,7 @@ impl ThresholdJob<'_> {
         Ok(file)
     }
 
-    /// The thresholds of one layer; takes the dense stream over it.
+    /// The thresholds of one layer; runs the dense stream through it.
     fn layer<T: Scalar, B: Backend<T>>(
         &self,
         number: usize,
@@ -359,7 +359,7 @@ impl ThresholdJob<'_> {
         Ok(LayerThresholds { error, uniform_error, projections: projections.collect() })
     }
 
-    /// Runs of one layer that its allocation takes at most.
+    /// Upper bound on the runs of one layer that its allocation takes.
     fn most_trials(&self) -> usize {
         match self.allocation {
             Allocation::Uniform => 0,

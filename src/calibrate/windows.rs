@@ -86,7 +86,7 @@ impl Windows {
         let (before, behind) = tokenizer.around(&start).map_err(unusable)?;
         check_vocabulary(before.iter().chain(&behind).map(|&id| i64::from(id)), config).map_err(unusable)?;
 
-        // First all tokens are counted. Windows from the beginning are taken along.
+        // The first pass counts all tokens; consecutive windows are complete after it.
         let most = match cut {
             Cut::Random { .. } => 0,
             Cut::Consecutive { limit } => {
@@ -231,7 +231,7 @@ pub(crate) fn check_vocabulary(
     }
 }
 
-/// Windows of a sequence of tokens that comes in parts.
+/// Windows at given starts of a token sequence that arrives in parts.
 struct At {
     starts: Vec<usize>,
     length: usize,
@@ -244,7 +244,7 @@ impl At {
         self.starts.iter().any(|&start| start < numbers.end && numbers.start < start + self.length)
     }
 
-    /// Notes the tokens from number `first` on, as far as windows hold them.
+    /// Copies the tokens from number `first` on into the windows that contain them.
     fn take(&mut self, first: usize, part: impl ExactSizeIterator<Item = u32> + Clone) {
         for (&start, mut window) in self.starts.iter().zip(self.tokens.rows_mut()) {
             let numbers = first.max(start)..(first + part.len()).min(start + self.length);

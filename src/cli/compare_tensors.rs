@@ -16,7 +16,7 @@ use crate::verify::tensors::compare_files;
 /// Arguments of `duogpt compare-tensors`.
 #[derive(Args)]
 pub struct CompareTensorsArgs {
-    /// The expected tensors: recorded results, or the output of a program that you trust (safetensors).
+    /// The expected tensors: the tensors.safetensors of a test vector, or the output of a program that you trust.
     #[arg(value_name = "EXPECTED")]
     expected: PathBuf,
     /// The tensors to check, under the same names (safetensors).
@@ -54,7 +54,11 @@ impl ReportOutput {
                 report.files.iter().for_each(|file| print!("{}", file.to_text()));
             }
             let (files, stages) = (report.files.len(), report.stages().count());
-            println!("{files} files, {stages} stages, {} failed", report.failed());
+            let rejected = match report.negatives.len() {
+                0 => String::new(),
+                negatives => format!(", {negatives} wrong results to reject"),
+            };
+            println!("{files} files, {stages} stages{rejected}, {} failed", report.failed());
             if let Some(path) = &self.html {
                 println!("with plots: {}", path.display());
             }

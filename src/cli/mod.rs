@@ -11,6 +11,7 @@ mod method;
 mod progress;
 pub mod prune;
 pub mod thresholds;
+pub mod vectors;
 pub mod verify;
 
 use std::error::Error;
@@ -52,9 +53,12 @@ enum Command {
     Eval(eval::EvalCommand),
     /// Continue a text with a model. Weights stay compressed in memory; activations can be pruned.
     Generate(generate::GenerateArgs),
-    /// Check the reference, or the CUDA device, against golden files of the original code, stage by stage.
+    /// Check the reference, the CUDA device, or the results of a port against the test vectors, stage by stage.
     Verify(verify::VerifyArgs),
-    /// Compare the tensors of two files, for example recorded results and those of your own port.
+    /// Make test vectors, or check a folder of them.
+    #[command(subcommand)]
+    Vectors(vectors::VectorsCommand),
+    /// Compare the tensors of two files, for example those of a test vector and of your own port.
     CompareTensors(compare_tensors::CompareTensorsArgs),
     /// Store a checkpoint in another format: dense, or without the zeros.
     Convert(convert::ConvertArgs),
@@ -76,6 +80,7 @@ impl Cli {
             Command::Eval(command) => eval::run(&command),
             Command::Generate(args) => generate::run(&args),
             Command::Verify(args) => verify::run(&args),
+            Command::Vectors(command) => vectors::run(&command),
             Command::CompareTensors(args) => compare_tensors::run(&args),
             Command::Convert(args) => convert::run(&args),
             Command::Inspect(args) => inspect::run(&args),

@@ -108,11 +108,11 @@ struct Quantisation {
 
 impl Quantisation {
     fn grids(&self) -> Option<GridConfig> {
+        let symmetry = if self.asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric };
         self.bits.map(|bits| GridConfig {
-            bits,
-            symmetry: if self.asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric },
             range: if self.mse { GridRange::LeastError } else { GridRange::Full },
             group_size: self.group_size,
+            ..GridConfig::new(bits, symmetry)
         })
     }
 }

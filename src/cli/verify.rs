@@ -9,16 +9,34 @@ use super::compare_tensors::ReportOutput;
 use super::{BackendName, CliError, IN_F32_ONLY, Precision, with_precision};
 use crate::backend::{Backend, Cpu};
 use crate::cuda::Cuda;
-use crate::verify::golden::{verify_file, verify_file_on};
-use crate::verify::report::Report;
+use crate::linalg::Scalar;
+use crate::verify::report::{FileReport, NegativeReport, Report};
+use crate::verify::vectors::{
+    Case, NegativeCase, VectorError, judge_negative, judge_results, load_all, read_case_tensors,
+    unreadable_results, verify_case,
+};
 
 /// Arguments of `duogpt verify`.
 #[derive(Args)]
 pub struct VerifyArgs {
-    /// Directory with golden files (safetensors), or one such file; subdirectories are searched.
-    #[arg(long, value_name = "DIR", default_value = "fixtures/golden")]
-    fixtures: PathBuf,
-    /// What to check. CUDA may err twice as much as the CPU does in f32; what it does not do is listed as skipped.
+    /// Folder of test vectors, or of one case.
+    #[arg(long, value_name = "DIR", alias = "fixtures", default_value = "fixtures/vectors/v1")]
+    vectors: PathBuf,
+    /// Judge a port by its result files `DIR/<algorithm>/<case>.safetensors`, instead of running the reference.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["backend", "precision"])]
+    results: Option<PathBuf>,
+    /// With --results, the tolerance relative to the largest entry of a row, instead of the case's own; such as 1e-4 for
+    /// a port in single precision.
+    #[arg(long, value_name = "X", requires = "results", value_parser = super::not_negative)]
+    rtol: Option<f64>,
+    /// With --results, do not count cases without a result as failures.
+    #[arg(long, requires = "results")]
+    allow_missing: bool,
+    /// Only cases whose `<algorithm>/<case>` contains this text.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Backend to check. The tolerance for CUDA is twice that of the CPU in f32; stages that CUDA does not support are
+    /// listed as skipped.
     #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
     backend: BackendName,
     /// Arithmetic to check (by default f64 on the CPU; CUDA has f32 only).
@@ -28,27 +46,60 @@ pub struct VerifyArgs {
     output: ReportOutput,
 }
 
-/// Checks every golden file, a line per stage. Exit code 1 when a stage differs.
+/// Checks every case and every result that must be rejected. Exit code 1 when something differs.
 ///
 /// # Errors
-/// When no golden file can be found or read.
+/// When the folder holds no case, or one that cannot be used.
 pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
-    let mut files = Vec::new();
-    collect(&args.fixtures, &mut files)?;
-    if files.is_empty() {
+    let (mut cases, mut negatives) = load_all(&args.vectors)?;
+    if cases.is_empty() {
+        let folder = args.vectors.display();
         return Err(format!(
-            "{}: no safetensors files; give a directory with golden files with --fixtures",
-            args.fixtures.display()
+            "{folder}: no cases (folders with a case.json); give a folder of them with --vectors"
         )
         .into());
     }
+    let negative_reports = match &args.results {
+        Some(_) => Vec::new(),
+        None => {
+            negatives.retain(|negative| negative.document.of.contains(&args.only));
+            judge_negatives(&cases, &negatives)?
+        }
+    };
+    cases.retain(|case| case.name().contains(&args.only));
+    if cases.is_empty() {
+        return Err(format!("{}: no case whose name contains `{}`", args.vectors.display(), args.only).into());
+    }
+
+    let (files, backend, missing) = match &args.results {
+        Some(results) => {
+            let (files, missing) = judge_port(args, &cases, results)?;
+            (files, format!("results in {}", results.display()), missing)
+        }
+        None => {
+            let (files, backend) = verify(args, &cases)?;
+            (files, backend, 0)
+        }
+    };
+    let nothing = files.is_empty();
+    let mut report = Report::new(files, backend);
+    report.negatives = negative_reports;
+    if !args.output.json {
+        report.negatives.iter().for_each(|negative| print!("{}", negative.to_text()));
+    }
+    let code = args.output.finish(&report, true)?;
+    Ok(if nothing || (missing > 0 && !args.allow_missing) { ExitCode::from(1) } else { code })
+}
+
+/// The reference, or a backend, on every case.
+fn verify(args: &VerifyArgs, cases: &[Case]) -> Result<(Vec<FileReport>, String), CliError> {
     let gpu = args.backend.device(args.precision.filter(|p| *p == Precision::F64).map(|_| IN_F32_ONLY))?;
     let cuda = gpu.map(|device| Cuda { device });
     let mut reports = Vec::new();
-    for file in &files {
+    for case in cases {
         let report = match &cuda {
-            Some(cuda) => verify_file_on::<f32, _>(file, cuda),
-            None => with_precision!(args.precision.unwrap_or(Precision::F64), verify_file(file)),
+            Some(cuda) => verify_case::<f32, _>(case, cuda),
+            None => with_precision!(args.precision.unwrap_or(Precision::F64), on_cpu(case)),
         }?;
         if !args.output.json {
             print!("{}", report.to_text());
@@ -59,28 +110,51 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
         Some(cuda) => cuda.describe(),
         None => Backend::<f64>::describe(&Cpu),
     };
-    args.output.finish(&Report::new(reports, backend), true)
+    Ok((reports, backend))
 }
 
-fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), CliError> {
-    if path.is_file() {
-        files.push(path.into());
-        return Ok(());
+fn on_cpu<T: Scalar>(case: &Case) -> Result<FileReport, VectorError> {
+    verify_case::<T, _>(case, &Cpu)
+}
+
+/// What a port left for each case, and for how many it left nothing.
+fn judge_port(
+    args: &VerifyArgs,
+    cases: &[Case],
+    results: &Path,
+) -> Result<(Vec<FileReport>, usize), CliError> {
+    if !results.is_dir() {
+        return Err(format!("{}: no such folder of results", results.display()).into());
     }
-    let unreadable =
-        |error| format!("{}: {error}; give a directory with golden files with --fixtures", path.display());
-    let mut entries: Vec<PathBuf> = std::fs::read_dir(path)
-        .map_err(unreadable)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<_, _>>()
-        .map_err(unreadable)?;
-    entries.sort();
-    for entry in entries {
-        if entry.is_dir() {
-            collect(&entry, files)?;
-        } else if entry.extension().is_some_and(|e| e == "safetensors") {
-            files.push(entry);
+    let (mut reports, mut missing) = (Vec::new(), 0);
+    for case in cases {
+        let path = results.join(format!("{}.safetensors", case.name()));
+        if !path.exists() {
+            missing += 1;
+            if !args.output.json {
+                println!("MISSING  {}  no {}", case.name(), path.display());
+            }
+            continue;
         }
+        let report = match read_case_tensors(&path) {
+            Ok(tensors) => judge_results(case, &path, &tensors, args.rtol)?,
+            Err(error) => unreadable_results(case, &path, error.to_string())?,
+        };
+        if !args.output.json {
+            print!("{}", report.to_text());
+        }
+        reports.push(report);
     }
-    Ok(())
+    Ok((reports, missing))
+}
+
+fn judge_negatives(cases: &[Case], negatives: &[NegativeCase]) -> Result<Vec<NegativeReport>, CliError> {
+    let judged = negatives.iter().map(|negative| {
+        let of = &negative.document.of;
+        let case = cases.iter().find(|case| case.name() == *of);
+        let case = case
+            .ok_or_else(|| format!("{}: no case `{of}` to be a wrong result of", negative.folder.display()));
+        Ok(judge_negative(case?, negative))
+    });
+    judged.collect()
 }

@@ -9,7 +9,7 @@ use super::statistics::{ResidualStatistics, Statistics};
 use crate::backend::BackendError;
 use crate::device_error::DeviceError;
 use crate::reference::prune::checked_order;
-use crate::reference::{FactorError, PruneConfig, PruneError};
+use crate::reference::{Dialect, FactorError, PruneConfig, PruneError};
 
 /// What Algorithm 1 needs besides the weights, in processing order.
 pub struct Prepared<D: Device> {
@@ -40,6 +40,9 @@ pub fn prepare<D: Device>(
 ) -> Result<Prepared<D>, BackendError> {
     let k = statistics.k;
     config.check(k)?;
+    if config.dialect != Dialect::default() {
+        return Err(BackendError::Unsupported { what: "follow a tool's dialect" });
+    }
     let matrix = statistics.hessian(device)?;
     if let Some((row, column)) = not_finite(device, &matrix, (k, k))? {
         return Err(FactorError::NotFinite { what: "Hessian", row, column }.into());

@@ -1,4 +1,4 @@
-//! How good a model is, and which of several is better.
+//! Perplexity, zero-shot accuracy, and comparisons of methods.
 
 pub mod comparison;
 pub mod noise;
@@ -16,8 +16,8 @@ use crate::model::forward::{Head, State};
 use crate::progress::Observer;
 use crate::tensors::TensorError;
 
-/// Takes a stream from the bottom to the top, one layer in memory at a time, and hands each state on with its number and
-/// the head, which makes logits of it. The observer hears `layers + 1` units per state.
+/// Runs a stream through the whole model, one layer in memory at a time, and passes on each state with its number and the
+/// head, which computes its logits. The observer gets `layers + 1` units per state.
 fn through_the_model<T: Scalar, B: Backend<T>, R: Send>(
     checkpoint: &Checkpoint,
     mut stream: Stream<T, B>,

@@ -10,7 +10,7 @@ pub struct Estimate {
     /// Their standard deviation (of R repeats: sqrt(sum (x - mean)^2 / (R - 1))); null for one.
     pub standard_deviation: Option<f64>,
     /// Standard error that all repeats share, because they were measured on the same sample: 0 for a perplexity, which
-    /// is meant as that of these windows; the standard error over the documents for an accuracy; null if unknown.
+    /// is defined on exactly these windows; the standard error over the documents for an accuracy; null if unknown.
     pub sampling_error: Option<f64>,
     /// The repeats.
     pub values: Vec<f64>,

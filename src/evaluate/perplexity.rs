@@ -68,7 +68,7 @@ pub fn logits<T: Scalar, B: Backend<T>>(
     each_logits(checkpoint, windows, activations, backend, &Silent, |_, logits| logits)
 }
 
-/// Takes all windows through the model and hands each window's logits on.
+/// Runs all windows through the model and passes on each window's logits.
 fn each_logits<T: Scalar, B: Backend<T>, R: Send>(
     checkpoint: &Checkpoint,
     windows: &Windows,

@@ -1,12 +1,12 @@
-//! The KV cache: keys and values of the tokens that were computed before, so that the next token costs one row and not the
-//! whole sequence again.
+//! The KV cache: keys and values of the tokens computed so far, so that the next token costs one row instead of the whole
+//! sequence again.
 
 use ndarray::{Array2, ArrayView2, s};
 
 use super::ModelConfig;
 use crate::linalg::Scalar;
 
-/// Keys, already turned by their positions, and values of one layer (tokens x kv heads * head_dim).
+/// Keys, with their rotary embedding applied, and values of one layer (tokens x kv heads * head_dim).
 #[derive(Clone, Debug)]
 pub struct KeyValues<T> {
     length: usize,
@@ -22,10 +22,10 @@ impl<T: Scalar> KeyValues<T> {
         KeyValues { length: 0, keys: room(), values: room() }
     }
 
-    /// Takes in the next tokens.
+    /// Appends the keys and values of the next tokens.
     ///
     /// # Panics
-    /// When there is no room left.
+    /// When they exceed the capacity.
     pub fn append(&mut self, keys: ArrayView2<T>, values: ArrayView2<T>) {
         let rows = self.length..self.length + keys.nrows();
         self.keys.slice_mut(s![rows.clone(), ..]).assign(&keys);
@@ -33,17 +33,17 @@ impl<T: Scalar> KeyValues<T> {
         self.length = rows.end;
     }
 
-    /// Tokens held.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// Whether no token is held yet.
+    /// Whether there is no token yet.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Bytes of all tokens held.
+    /// Bytes of the keys and values of all tokens.
     pub fn bytes(&self) -> usize {
         2 * self.length * self.keys.ncols() * size_of::<T>()
     }

@@ -16,20 +16,20 @@ use crate::tensors::{FloatType, TensorData, TensorError, TensorFile, TensorInfo}
 
 const LM_HEAD: &str = "lm_head.weight";
 
-/// An open model directory whose tensors are all there and all of the right shape.
+/// An open model directory. Every tensor that the config asks for exists and has the right shape.
 pub struct Checkpoint {
     /// The directory.
     pub directory: PathBuf,
     /// Shapes and constants.
     pub config: ModelConfig,
-    /// Disturbs the decoder layers' linears as they are read.
+    /// Changes the decoder layers' weights at random as they are read.
     pub jitter: Option<Jitter>,
-    /// What a user should know of how the directory is read, a sentence each.
+    /// Warnings about how the directory is read, a sentence each.
     pub warnings: Vec<String>,
     shards: Vec<TensorFile>,
-    /// Whether an index names them.
+    /// Whether an index places the tensors in shards.
     sharded: bool,
-    /// Tensor to shard; a compressed weight to that of its values.
+    /// The shard of each tensor; of a compressed weight, the shard of its values.
     place: BTreeMap<String, usize>,
     /// The weights that are compressed.
     compressed: BTreeMap<String, Compressed>,
@@ -41,7 +41,7 @@ impl Checkpoint {
 
     /// Opens a Hugging Face directory: `config.json`, and `model.safetensors` or, where there is none, the shards that
     /// `model.safetensors.index.json` names. Checks that every tensor of the architecture is there, of the right
-    /// shape and of a floating-point type. What is there besides is not read, which [`warnings`](Self::warnings) says.
+    /// shape and of a floating-point type. Other tensors are not read; [`warnings`](Self::warnings) names them.
     ///
     /// # Errors
     /// [`CheckpointError`], naming the file and the tensor.
@@ -64,7 +64,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// A file that holds both an embedding and an lm_head, and these differ, is not tied, whatever its config says.
+    /// A file in which embedding and lm_head differ is not tied, whatever its config says.
     fn untie_what_differs(&mut self) -> Result<(), CheckpointError> {
         let embedding = self.name(EMBEDDING);
         let both = self.place.contains_key(&embedding) && self.place.contains_key(LM_HEAD);
@@ -136,7 +136,7 @@ impl Checkpoint {
         }
     }
 
-    /// How a tensor is stored, and in how many bytes.
+    /// The type, shape and bytes of a tensor as stored.
     ///
     /// # Errors
     /// [`TensorError::MissingTensor`].
@@ -193,7 +193,7 @@ impl Checkpoint {
         self.name(&format!("{module}.{part}"))
     }
 
-    /// The name of a tensor of the decoder: behind the first of its architecture's prefixes under which it is there.
+    /// The full name of a decoder tensor: with the first prefix of its architecture under which the file has it.
     fn name(&self, tensor: &str) -> String {
         let prefixes = self.config.architecture.prefixes;
         let mut names = prefixes.iter().map(|prefix| format!("{prefix}{tensor}"));
@@ -246,7 +246,7 @@ impl Checkpoint {
         })
     }
 
-    /// The norm whose parts have these names.
+    /// The norm whose weight and bias have these names.
     fn norm<T: Scalar>(&self, name: impl Fn(&str) -> String) -> Result<Norm<T>, TensorError> {
         let bias = match self.config.norm {
             NormKind::Rms { .. } => None,
@@ -265,7 +265,7 @@ impl Checkpoint {
         if under_the_other { LM_HEAD.into() } else { name }
     }
 
-    /// What stands before the first layer.
+    /// Everything before the first layer.
     ///
     /// # Errors
     /// [`TensorError::NotFinite`].
@@ -273,7 +273,7 @@ impl Checkpoint {
         Ok(Embedding { tokens: self.matrix(&self.embedding_tensor())?, ..self.embedding_frame()? })
     }
 
-    /// The same without a row for any token.
+    /// The same, but with an embedding of no rows.
     ///
     /// # Errors
     /// [`TensorError::NotFinite`].
@@ -293,7 +293,7 @@ impl Checkpoint {
         })
     }
 
-    /// The rows of some tokens (tokens x embedding size); the others stay on the disk.
+    /// The embedding's rows of the given tokens (tokens x embedding size); the other rows are not read.
     ///
     /// # Errors
     /// [`TensorError::NotFinite`].
@@ -305,7 +305,7 @@ impl Checkpoint {
         self.tensor_data(&name)?.rows(tokens.iter().map(|&token| token as usize))
     }
 
-    /// What stands behind the last layer. lm_head is the embedding where the two are tied.
+    /// Everything after the last layer. lm_head is the embedding where the two are tied.
     ///
     /// # Errors
     /// [`TensorError::NotFinite`].
@@ -318,7 +318,7 @@ impl Checkpoint {
         if self.config.tie_word_embeddings { self.embedding_tensor() } else { LM_HEAD.into() }
     }
 
-    /// What stands between the last layer and lm_head, without the latter.
+    /// Everything between the last layer and lm_head.
     ///
     /// # Errors
     /// [`TensorError::NotFinite`].
@@ -333,7 +333,7 @@ impl Checkpoint {
         })
     }
 
-    /// Whether the embedding has another width than the residual stream.
+    /// Whether the embedding's width differs from that of the residual stream.
     fn projects(&self) -> bool {
         self.config.embedding_size != self.config.hidden_size
     }
@@ -385,8 +385,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Names and shapes of the tensors that the config asks for, with the fields that the shape comes from, or that ask for
-    /// the tensor.
+    /// Names and shapes of the tensors that the config asks for, with the config's fields that determine them.
     fn each_tensor(
         &self,
         mut visit: impl FnMut(String, &[usize], &str) -> Result<(), CheckpointError>,
@@ -557,8 +556,8 @@ fn named_files(index: &Path) -> Result<BTreeSet<PathBuf>, CheckpointError> {
         match place.file_name() {
             Some(_) if inside => Ok(place),
             _ => Err(malformed(format!(
-                "`weight_map.{name}` names `{file}`, which is no file in this directory; expected a path that \
-                 begins here and has no `..`"
+                "`weight_map.{name}` names `{file}`, which is outside this directory; expected a relative \
+                 path without `..`"
             ))),
         }
     };

@@ -1,4 +1,4 @@
-//! What `config.json` of a Hugging Face directory says of a model.
+//! The configuration of a model: `config.json` of a Hugging Face directory.
 
 use std::path::Path;
 
@@ -12,11 +12,11 @@ use crate::files::parse_json;
 /// The shapes and constants of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The names of its parts.
+    /// The architecture: names of tensors and linears.
     pub architecture: &'static Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the embedding and of lm_head's input; where it is not `hidden_size`, a projection stands between.
+    /// Width of the embedding and of lm_head's input. Where it differs from `hidden_size`, projections convert between the two.
     pub embedding_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
@@ -32,37 +32,37 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Longest sequence.
     pub max_position_embeddings: usize,
-    /// How a token knows where it stands.
+    /// How positions are encoded.
     pub positions: Positions,
-    /// Which layers see only the last few tokens.
+    /// Which layers attend to a window of the last tokens only.
     pub sliding_window: Option<SlidingWindow>,
-    /// Between the MLP's linears.
+    /// The nonlinearity of the MLP.
     pub activation: Activation,
-    /// What the norms compute.
+    /// The kind of the norms.
     pub norm: NormKind,
-    /// Where they stand.
+    /// Where the norms are applied.
     pub norm_place: NormPlace,
-    /// Whether one stands before lm_head.
+    /// Whether there is a norm before lm_head.
     pub final_norm: bool,
-    /// The linears with a bias.
+    /// The linears that have a bias.
     pub biased: Vec<Role>,
-    /// Whether the embedding serves as lm_head.
+    /// Whether lm_head is the embedding.
     pub tie_word_embeddings: bool,
 }
 
-/// How a token knows where it stands.
+/// How positions are encoded.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
-    /// Queries and keys are turned by angles that grow with the position.
+    /// Rotary embedding: queries and keys are rotated by angles proportional to the position.
     Rotary {
         /// Base of the frequencies.
         theta: f64,
-        /// LLaMA-3's stretching of the low frequencies.
+        /// LLaMA-3's scaling of the low frequencies.
         scaling: Option<Llama3Scaling>,
     },
     /// A learned vector for each position is added to the embedding.
     Learned {
-        /// Rows of the table before that of position 0.
+        /// Rows of the table before the row of position 0.
         offset: usize,
     },
 }
@@ -70,31 +70,31 @@ pub enum Positions {
 /// `rope_scaling` of type `llama3`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Llama3Scaling {
-    /// By how much low frequencies are slowed down.
+    /// The factor by which low frequencies are divided.
     pub factor: f64,
-    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are slowed down fully.
+    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided by the full factor.
     pub low_freq_factor: f64,
-    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` stay.
+    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` stay unchanged.
     pub high_freq_factor: f64,
-    /// Context length before the stretching.
+    /// Context length before the scaling.
     pub original_max_position_embeddings: f64,
 }
 
-/// Attention to the last tokens only.
+/// Sliding-window attention.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlidingWindow {
-    /// How many a token sees, itself included.
+    /// Tokens that a token attends to, itself included.
     pub tokens: usize,
-    /// In which layers.
+    /// The layers that have the window.
     pub layers: SlidingLayers,
 }
 
-/// The layers with a sliding window. (The number of layers is a claim of the file, so no list is made from it.)
+/// The layers with a sliding window. (No list is allocated: the number of layers is unchecked input.)
 #[derive(Clone, Debug, PartialEq)]
 pub enum SlidingLayers {
-    /// This one and all above it.
+    /// This layer and all after it.
     From(usize),
-    /// Each as it is listed.
+    /// One entry per layer.
     Listed(Vec<bool>),
 }
 
@@ -115,7 +115,7 @@ pub enum NormKind {
         /// Epsilon.
         eps: f64,
     },
-    /// (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, the variance being a mean too.
+    /// (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, with the variance divided by the width.
     Layer {
         /// Epsilon.
         eps: f64,
@@ -127,18 +127,19 @@ pub enum NormKind {
 pub enum NormPlace {
     /// Before attention and before the MLP; the residual stream itself is never normalised.
     Before,
-    /// Behind them, on the residual stream.
+    /// After attention and after the MLP, on the residual stream.
     Behind,
 }
 
-/// No published model comes near; a larger value is a damaged file, refused before memory is allocated for it.
+/// Upper limit of every size in a config. No published model comes near it; a larger value means a damaged file and is
+/// refused before memory is allocated.
 const LARGEST: u64 = 1 << 24;
 
 impl ModelConfig {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// [`CheckpointError`]: not there, not JSON, a value missing or out of range, an unknown architecture.
+    /// [`CheckpointError`]: the file is missing or not JSON, a value is missing or out of range, the architecture is unknown.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let text = std::fs::read_to_string(path).map_err(|error| CheckpointError::Unusable {
             path: path.into(),
@@ -169,7 +170,7 @@ impl ModelConfig {
         self.architecture.linears
     }
 
-    /// How many tokens one of this layer sees, itself included; `None` where it sees all before it.
+    /// Tokens that a token attends to in this layer, itself included; `None` for all tokens before it.
     pub fn window(&self, layer: usize) -> Option<usize> {
         let SlidingWindow { tokens, layers } = self.sliding_window.as_ref()?;
         let slides = match layers {
@@ -182,18 +183,18 @@ impl ModelConfig {
 
 /// The values of a `config.json`, each checked as it is read.
 ///
-/// They are read as the configuration classes of transformers 5 read them: a field that is not there has the class's
-/// default; null is refused, but for the fields whose class takes it for "none" (`nullable`).
+/// They are read as the configuration classes of transformers 5 read them: a missing field has the class's default; null
+/// is refused, except in fields whose class accepts null as "none" (`nullable`).
 pub(super) struct Fields<'a> {
     path: &'a Path,
     json: &'a Value,
 }
 
-/// A number that a class may give a field by default.
+/// Defaults of the configuration class.
 pub(super) struct AttentionDefaults {
-    /// `num_key_value_heads` where it is not there; as many as query heads where the class says nothing.
+    /// Default of `num_key_value_heads`; without one it equals the number of query heads.
     pub key_value_heads: Option<usize>,
-    /// `head_dim` where it is not there; `hidden_size / num_attention_heads` where the class says nothing.
+    /// Default of `head_dim`; without one it is `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
     /// `max_position_embeddings`.
     pub context: usize,
@@ -208,12 +209,12 @@ impl Fields<'_> {
         CheckpointError::Unsupported { path: self.path.into(), detail }
     }
 
-    /// A value, where it is there and not null: for the fields whose class takes null for "none".
+    /// A value that is present and not null: for fields whose class accepts null as "none".
     pub fn nullable(&self, key: &str) -> Option<&Value> {
         self.json.get(key).filter(|value| !value.is_null())
     }
 
-    /// A whole number from 1 up.
+    /// A whole number of at least 1.
     pub fn size(&self, key: &str) -> Result<usize, CheckpointError> {
         match self.json.get(key) {
             None => Err(self.malformed(format!(
@@ -232,7 +233,7 @@ impl Fields<'_> {
         self.nullable(key).map(|value| self.count_of(key, value, 1)).transpose()
     }
 
-    /// A whole number from 0 up.
+    /// A whole number of at least 0.
     pub fn count_or(&self, key: &str, default: usize) -> Result<usize, CheckpointError> {
         self.json.get(key).map_or(Ok(default), |value| self.count_of(key, value, 0))
     }
@@ -254,7 +255,7 @@ impl Fields<'_> {
         }
     }
 
-    /// What keeps a norm from dividing by zero.
+    /// The epsilon of a norm.
     pub fn epsilon(&self, key: &str, default: f64) -> Result<f64, CheckpointError> {
         match self.json.get(key) {
             None => Ok(default),
@@ -271,8 +272,8 @@ impl Fields<'_> {
         }
     }
 
-    /// The row of the table that `model_type` names. (`architectures` names the class that was saved, such as the model
-    /// without its head or a class of the time before the library had this one; it decides nothing.)
+    /// The row of the table that `model_type` names. (`architectures` is not used: it names the class that was saved,
+    /// which can be the model without its head, or an older class.)
     fn architecture(&self) -> Result<&'static Architecture, CheckpointError> {
         let supported = || architecture::SUPPORTED.map(|a| a.model_type).join(", ");
         if let Some(entry) = self.nullable(sparse_bitmask::ENTRY) {
@@ -352,7 +353,7 @@ impl Fields<'_> {
         Ok((heads, key_value_heads, head_dim))
     }
 
-    /// `sliding_window`: null is none, but a file that does not speak of it has the classes' default.
+    /// `sliding_window`: null means none; a missing field has the class's default.
     pub fn sliding_window(&self) -> Result<Option<usize>, CheckpointError> {
         match self.json.get("sliding_window") {
             None => Ok(Some(4096)),
@@ -360,7 +361,7 @@ impl Fields<'_> {
         }
     }
 
-    /// A window of `tokens` in the layers that `layer_types` lists; where there is no list, in `unlisted`.
+    /// A window of `tokens` in the layers that `layer_types` lists, or in `unlisted` if there is no list.
     pub fn windows(
         &self,
         tokens: Option<usize>,
@@ -380,7 +381,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Newer files list the layers: whether each has a window.
+    /// `layer_types`, which newer files have: whether each layer has a window.
     fn layer_types(&self) -> Result<Option<Vec<bool>>, CheckpointError> {
         let Some(value) = self.nullable("layer_types") else { return Ok(None) };
         let layers = self.size("num_hidden_layers")?;
@@ -398,8 +399,8 @@ impl Fields<'_> {
         slides.collect::<Result<_, _>>().map(Some)
     }
 
-    /// Rotary embeddings. Of `rope_scaling` (transformers 4) and `rope_parameters` (5) the former counts, if it says
-    /// anything; a `rope_theta` in it counts before the one beside it.
+    /// Rotary embeddings. `rope_scaling` (transformers 4), unless it is empty, overrides `rope_parameters` (5); a `rope_theta`
+    /// inside overrides the one at the top level.
     pub fn rotary(&self, context: usize) -> Result<Positions, CheckpointError> {
         let none = serde_json::Map::new();
         let object = |key: &'static str| match self.nullable(key) {

@@ -1,9 +1,10 @@
-//! The forward pass, cut where the linears that share an input are: {q, k, v}, {o}, {gate, up}, {down}.
+//! The forward pass, in four steps per layer, one for each group of linears with a common input: {q, k, v}, {o}, {gate, up},
+//! {down}.
 //!
-//! Calibration, perplexity and generation run the same steps; between two of them stands whatever treats the
+//! Calibration, perplexity and generation run the same steps; between two steps the caller may round or prune the
 //! activations. The arithmetic is Hugging Face's: half-split rotary embedding, each key-value head repeated for
-//! consecutive query heads. What differs from one [architecture](super::architecture) to another is read from
-//! [`ModelConfig`].
+//! consecutive query heads. [`ModelConfig`] says in what the
+//! [architectures](super::architecture) differ.
 
 use std::fmt;
 use std::ops::Range;
@@ -19,13 +20,13 @@ use crate::linalg::{Scalar, gemm, matmul};
 /// Linears with one common input, pruned with one set of statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// q, k and v, at the entrance of the attention block.
+    /// q, k and v: the input of the attention block.
     Qkv,
-    /// o, behind the attention.
+    /// o: its input is the output of attention.
     O,
-    /// gate and up, at the entrance of the MLP; up alone in an MLP without a gate.
+    /// gate and up: the input of the MLP; up alone in an MLP without a gate.
     GateUp,
-    /// down, behind act(gate) * up, or act(up).
+    /// down: its input is act(gate) * up, or act(up).
     Down,
 }
 
@@ -44,7 +45,7 @@ impl Group {
     }
 }
 
-/// What a linear does in the forward pass.
+/// The role of a linear in the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Queries.
@@ -67,11 +68,11 @@ pub enum Role {
 /// as `q_proj` or `fc1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linear {
-    /// What it does.
+    /// Its role.
     pub role: Role,
     /// Its place among the layer's linears, from 0.
     pub index: usize,
-    /// What its tensors are called in the layer: `self_attn.q_proj`.
+    /// The name of its tensors within the layer: `self_attn.q_proj`.
     pub module: &'static str,
 }
 
@@ -134,9 +135,9 @@ impl fmt::Display for Linear {
 /// The weights of a norm: hidden each, head_dim of a norm of queries or keys.
 #[derive(Clone, Debug)]
 pub struct Norm<T> {
-    /// Multiplies.
+    /// Factors.
     pub weight: Array1<T>,
-    /// Is added, by a LayerNorm.
+    /// Added by a LayerNorm.
     pub bias: Option<Array1<T>>,
 }
 
@@ -153,9 +154,9 @@ pub struct Layer<T> {
     pub linears: Vec<Array2<T>>,
     /// Their biases (out), in the same order.
     pub biases: Vec<Option<Array1<T>>>,
-    /// How many tokens a token sees, itself included; all before it without one.
+    /// Tokens that a token attends to, itself included; `None` for all tokens before it.
     pub window: Option<usize>,
-    /// Whose linears they are.
+    /// The architecture that defines the linears.
     pub architecture: &'static Architecture,
 }
 
@@ -172,42 +173,41 @@ impl<T: Scalar> Layer<T> {
     }
 }
 
-/// What stands before the first layer.
+/// Everything before the first layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding<T> {
     /// A row for each token (vocabulary x embedding width).
     pub tokens: Array2<T>,
-    /// Takes it to the width of the residual stream, where that is another (hidden x embedding width).
+    /// Projects the embedding to the width of the residual stream where the two differ (hidden x embedding width).
     pub project: Option<Array2<T>>,
-    /// Is added, by position, where positions are learned (positions x hidden).
+    /// Learned vectors, added by position (positions x hidden).
     pub positions: Option<Array2<T>>,
 }
 
-/// What stands behind the last layer.
+/// Everything after the last layer.
 #[derive(Clone, Debug)]
 pub struct Head<T> {
-    /// The norm before lm_head, where there is one.
+    /// The norm before lm_head, if there is one.
     pub norm: Option<Norm<T>>,
-    /// Takes the residual stream to the width of the embedding, where that is another (embedding width x hidden).
+    /// Projects the residual stream to the width of the embedding where the two differ (embedding width x hidden).
     pub project: Option<Array2<T>>,
     /// lm_head (vocabulary x embedding width).
     pub weight: Array2<T>,
 }
 
-/// y = x W^T for every weight (out x in) of a group; `x` is tokens x in. Biases are not in it: [`Forward::advance`] adds
-/// them, so that what pruning does to an output is measured on what the weights contribute to it.
+/// y = x W^T for every weight (out x in) of a group; `x` is tokens x in. [`Forward::advance`] adds the biases,
+/// so that the error of pruning is measured without them.
 pub fn apply<T: Scalar>(weights: &[Array2<T>], x: ArrayView2<T>) -> Vec<Array2<T>> {
     weights.iter().map(|w| matmul(x, w.t())).collect()
 }
 
-/// Which tokens see which: a trunk, then branches that each continue the trunk and do not see each other.
+/// Which tokens attend to which: a trunk, then branches that each continue the trunk and do not attend to each other.
 ///
-/// So sequences with a common beginning share its rows, and what is computed for them. A single sequence is a trunk
-/// without branches; of a trunk whose beginning was computed before, and is kept in a [`KeyValues`], only the rest has
-/// rows.
+/// So sequences with a common beginning share its rows and their cost. A single sequence is a trunk without branches. If
+/// the beginning of a trunk was computed before and is kept in a [`KeyValues`], only the rest has rows.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// Tokens of the trunk that have no rows.
+    /// Tokens of the trunk that were computed before and have no rows.
     cached: usize,
     trunk: usize,
     /// Counted as the trunk's tokens are.
@@ -216,16 +216,16 @@ pub struct Layout {
 
 /// Consecutive rows of one trunk or branch.
 struct Run {
-    /// Tokens of the trunk that a branch sees besides its own.
+    /// Tokens of the trunk that a branch attends to besides its own.
     trunk: usize,
-    /// Place of the first token that belongs to the run, with rows or without.
+    /// Place of the first token of the run, whether it has a row or not.
     start: usize,
-    /// Places of the tokens with rows. Each sees `start` up to itself.
+    /// Places of the tokens with rows. Each attends to the places from `start` up to its own.
     tokens: Range<usize>,
 }
 
 impl Layout {
-    /// Rows 0.. are the trunk, then the branches follow one another.
+    /// The rows of the trunk come first, then those of each branch.
     pub fn new(trunk: usize, branches: impl IntoIterator<Item = usize>) -> Self {
         let mut end = trunk;
         let branches = branches.into_iter().map(|length| {
@@ -245,7 +245,7 @@ impl Layout {
         if position < self.trunk { position } else { self.branches[branch].start + position - self.trunk }
     }
 
-    /// Tokens in all, each counted once, without those computed before.
+    /// The number of rows: each token counts once, without those computed before.
     pub fn rows(&self) -> usize {
         self.branches.last().map_or(self.trunk, |branch| branch.end) - self.cached
     }
@@ -263,21 +263,21 @@ impl Layout {
     }
 }
 
-/// Where one sequence, or several with a common beginning, stand in the forward pass.
+/// The state of one sequence, or of several with a common beginning, between two steps of the forward pass.
 #[derive(Clone, Debug)]
 pub struct State<T> {
-    /// Which tokens see which.
+    /// Which tokens attend to which.
     pub layout: Layout,
     /// The residual stream (tokens x hidden).
     pub hidden: Array2<T>,
     /// The input of the next group (tokens x channels).
     pub input: Array2<T>,
-    /// Keys and values of the layer at hand, where they are to be kept for tokens to come.
+    /// Keys and values of the current layer, if later tokens need them.
     pub kept: Option<KeyValues<T>>,
 }
 
 impl<T: Scalar> State<T> {
-    /// One sequence at the bottom of the model.
+    /// Embeds one sequence: its state before the first layer.
     ///
     /// # Panics
     /// When a token lies outside the vocabulary, or the sequence is longer than the table of positions.
@@ -317,7 +317,7 @@ pub struct Forward<T> {
 }
 
 impl<T: Scalar> Forward<T> {
-    /// For sequences of up to `length` tokens.
+    /// With rotary tables for sequences of up to `length` tokens.
     pub fn new(config: &ModelConfig, length: usize) -> Self {
         let rotary = match config.positions {
             Positions::Rotary { theta, scaling } => {
@@ -335,7 +335,7 @@ impl<T: Scalar> Forward<T> {
 
     // ANCHOR: advance
     /// Takes the outputs of `group` without their biases (a matrix per linear, from [`apply`]) and sets the input of the
-    /// next group of the layer. Behind {down} there is none: the next layer is entered.
+    /// next group of the layer. After {down} there is none: enter the next layer.
     pub fn advance(&self, layer: &Layer<T>, group: Group, mut outputs: Vec<Array2<T>>, state: &mut State<T>) {
         for (linear, output) in layer.architecture.group(group).iter().zip(&mut outputs) {
             if let Some(bias) = &layer.biases[linear.index] {
@@ -385,7 +385,7 @@ impl<T: Scalar> Forward<T> {
     }
     // ANCHOR_END: advance
 
-    /// What a block (attention or MLP) sees of the residual stream.
+    /// The input of a block (attention or MLP), from the residual stream.
     fn block_input(&self, hidden: &Array2<T>, norm: &Norm<T>) -> Array2<T> {
         match self.config.norm_place {
             NormPlace::Before => self.norm(hidden, norm),
@@ -393,7 +393,7 @@ impl<T: Scalar> Forward<T> {
         }
     }
 
-    /// Adds what a block has computed to the residual stream.
+    /// Adds the output of a block to the residual stream.
     fn leave_block(&self, output: Array2<T>, norm: &Norm<T>, state: &mut State<T>) {
         state.hidden += &output;
         if self.config.norm_place == NormPlace::Behind {
@@ -401,12 +401,12 @@ impl<T: Scalar> Forward<T> {
         }
     }
 
-    /// The logits (tokens x vocabulary) of hidden states behind the last layer (tokens x hidden).
+    /// The logits (tokens x vocabulary) of hidden states after the last layer (tokens x hidden).
     pub fn logits(&self, head: &Head<T>, hidden: &Array2<T>) -> Array2<T> {
         matmul(self.leave(head, hidden).view(), head.weight.t())
     }
 
-    /// The input of lm_head (tokens x embedding width), of hidden states behind the last layer.
+    /// The input of lm_head (tokens x embedding width), of hidden states after the last layer.
     pub fn leave(&self, head: &Head<T>, hidden: &Array2<T>) -> Array2<T> {
         let mut hidden = match &head.norm {
             Some(norm) => self.norm(hidden, norm),
@@ -418,7 +418,7 @@ impl<T: Scalar> Forward<T> {
         hidden
     }
 
-    /// The model's kind of norm, token by token.
+    /// Applies the model's kind of norm to every token.
     pub fn norm(&self, x: &Array2<T>, norm: &Norm<T>) -> Array2<T> {
         let width = T::of(x.ncols() as f64);
         let mut out = x.clone();
@@ -441,7 +441,7 @@ impl<T: Scalar> Forward<T> {
         out
     }
 
-    /// The same of every head by itself (tokens x heads * head_dim).
+    /// Applies it to every head separately (tokens x heads * head_dim).
     fn norm_heads(&self, x: Array2<T>, norm: &Norm<T>) -> Array2<T> {
         let (tokens, width) = x.dim();
         let d = self.config.head_dim;
@@ -450,9 +450,8 @@ impl<T: Scalar> Forward<T> {
         normed.into_shape_with_order((tokens, width)).expect("as it was")
     }
 
-    /// softmax(Q K^T / sqrt(d)) V per head, each token seeing itself and those before it in its sequence: all of them, or
-    /// as many as make up a window. `q` has a row per row of the layout, `k` and `v` also for the tokens that were computed
-    /// before.
+    /// softmax(Q K^T / sqrt(d)) V per head. Each token attends to itself and to the tokens before it in its sequence: to all,
+    /// or to a window. `q` has a row per row of the layout; `k` and `v` also have rows for the tokens computed before.
     fn attention(
         &self,
         q: ArrayView2<T>,
@@ -466,7 +465,7 @@ impl<T: Scalar> Forward<T> {
         let scale = 1.0 / (d as f64).sqrt();
         // The first position that the token at `position` sees.
         let first_seen = |position: usize| window.map_or(0, |window| (position + 1).saturating_sub(window));
-        // Queries in strips: what lies behind a strip's last token, or before its first one's window, is never computed.
+        // Queries in strips: keys after a strip's last token, or before its first token's window, are skipped.
         const STRIP: usize = 128;
         let mut context = Array2::zeros((layout.rows(), self.config.query_size()));
         for head in 0..self.config.num_attention_heads {
@@ -530,7 +529,7 @@ impl Activation {
 }
 
 /// Rotary position embedding: cosines and sines (positions x head_dim / 2), computed in the arithmetic of the run, as
-/// Hugging Face does: in f32 the rounding of the angles shows in the logits of long sequences.
+/// Hugging Face does: in f32 the rounding of the angles is visible in the logits of long sequences.
 #[derive(Clone, Debug)]
 struct Rotary<T> {
     cos: Array2<T>,
@@ -547,7 +546,7 @@ impl<T: Scalar> Rotary<T> {
         Rotary { cos: table(T::cos), sin: table(T::sin) }
     }
 
-    /// Turns every head of `x` (tokens x heads * head_dim): entry i pairs with entry i + head_dim / 2.
+    /// Rotates every head of `x` (tokens x heads * head_dim): entry i pairs with entry i + head_dim / 2.
     fn turn(&self, x: &mut Array2<T>, layout: &Layout) {
         let half = self.cos.ncols();
         for (position, mut token) in layout.positions().zip(x.axis_iter_mut(Axis(0))) {
@@ -562,8 +561,8 @@ impl<T: Scalar> Rotary<T> {
     }
 }
 
-/// theta^(-2 i / head_dim), with LLaMA-3's stretching: long wavelengths are divided by the factor, short ones stay,
-/// and between them the frequency is interpolated.
+/// theta^(-2 i / head_dim), with LLaMA-3's scaling: the frequencies of long wavelengths are divided by the factor, those of short
+/// ones stay, and between them the frequency is interpolated.
 fn frequency<T: Scalar>(theta: f64, scaling: Option<Llama3Scaling>, head_dim: usize, i: usize) -> T {
     let plain = T::one() / T::of(theta).powf(T::of(2.0 * i as f64 / head_dim as f64));
     let Some(scaling) = scaling else { return plain };

@@ -1,7 +1,6 @@
 //! GGUF files, as llama.cpp writes them: metadata, and tensors whose values may be stored in blocks with a scale.
 //!
-//! Read here and not through a crate: those that exist do not decode the values, and take memory for what a damaged file
-//! claims.
+//! No crate is used: the existing ones do not decode the values, and allocate what a damaged header asks for.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,15 +16,15 @@ use crate::tensors::TensorError;
 /// A value of the metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Metadata {
-    /// Of any width, signed or not.
+    /// An integer of any width, signed or not.
     Integer(i128),
-    /// Of either width.
+    /// A float of 32 or 64 bits.
     Float(f64),
-    /// A flag.
+    /// A boolean.
     Flag(bool),
-    /// UTF-8.
+    /// A UTF-8 string.
     Text(String),
-    /// Values of one type; not arrays again.
+    /// Values of one type, none of them an array.
     Array(Vec<Metadata>),
 }
 
@@ -98,10 +97,10 @@ impl Encoding {
     }
 }
 
-/// Where a tensor is.
+/// A tensor's place in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GgufTensor {
-    /// Rows first, as everywhere else here. (The file counts from the innermost.)
+    /// Rows first. (The file lists the innermost dimension first.)
     pub shape: Vec<usize>,
     /// How its values are stored.
     pub encoding: Encoding,
@@ -109,7 +108,7 @@ pub struct GgufTensor {
     end: usize,
 }
 
-/// An open file whose every tensor is there in full.
+/// An open file. Every tensor lies within it.
 pub struct GgufFile {
     /// The file.
     pub path: PathBuf,
@@ -124,7 +123,7 @@ impl GgufFile {
     /// Reads the header of a file of version 2 or 3.
     ///
     /// # Errors
-    /// [`CheckpointError`]: not such a file, damaged, or a tensor is stored in a way that is not known here.
+    /// [`CheckpointError`]: not a GGUF file, a damaged one, or one with a tensor of an unsupported type.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let file = File::open(path).map_err(TensorError::io(path))?;
         // SAFETY: the file is only read; if another process changes it, values change, but no memory is out of bounds.
@@ -144,7 +143,7 @@ impl GgufFile {
     }
 }
 
-/// Why a header is not read.
+/// Why a header is refused.
 enum Refusal {
     Damaged(String),
     Unknown(String),
@@ -276,7 +275,7 @@ impl Cursor<'_> {
     }
 }
 
-/// The place of a tensor, unless its size cannot be.
+/// The place of a tensor; `None` if its size overflows.
 fn place(shape: &[u64], encoding: Encoding, data: usize, offset: u64) -> Option<GgufTensor> {
     let (values, size) = encoding.block();
     let shape = shape.iter().map(|&length| usize::try_from(length).ok()).collect::<Option<Vec<_>>>()?;

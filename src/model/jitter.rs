@@ -1,4 +1,4 @@
-//! A small disturbance of the weights, to see how much of a result is chance.
+//! Small random changes of the weights, which show how much of a result is chance.
 
 use ndarray::Array2;
 use rand::{RngExt, SeedableRng};
@@ -12,15 +12,15 @@ use crate::linalg::Scalar;
 pub struct Jitter {
     /// Largest change of a weight, as a fraction of it.
     pub relative: f64,
-    /// Seed of a series of disturbances.
+    /// Seed of a series of changes.
     pub seed: u64,
-    /// Which of the series, from 0.
+    /// Index in the series, from 0.
     pub repeat: u32,
 }
 
 impl Jitter {
-    /// Disturbs the linear with this number. Each has a random stream of its own, so that it does not matter when it
-    /// is read, nor how often.
+    /// Changes the weights of the linear with this number. Each linear has its own random stream, so the result does not
+    /// depend on when or how often it is read.
     pub fn apply<T: Scalar>(&self, linear: u32, weight: &mut Array2<T>) {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         random.set_stream(u64::from(self.repeat) << 32 | u64::from(linear));

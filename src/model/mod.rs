@@ -1,5 +1,5 @@
-//! Models: configuration, checkpoint, tokenizer, and the forward pass in four groups per decoder layer. LLaMA gave the
-//! names; the other [architectures](architecture) are described by how they differ from it.
+//! Models: configuration, checkpoint, tokenizer, and the forward pass in four groups per decoder layer. The
+//! names are LLaMA's; the other [architectures](architecture) are described by their differences from it.
 
 pub mod architecture;
 pub mod cache;
@@ -26,15 +26,15 @@ pub enum CheckpointError {
     /// A weight file.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// A file or directory that is not there, cannot be read, or is in the way.
+    /// A file or directory that is missing, cannot be read, or exists already where one is to be created.
     #[error("{}: {detail}", path.display())]
     Unusable {
         /// The file or directory.
         path: PathBuf,
-        /// What was looked for, and what to do.
+        /// What was expected, and what to do.
         detail: String,
     },
-    /// A file that is not what its name says.
+    /// A file with invalid content.
     #[error("{}: {detail}", path.display())]
     Malformed {
         /// The file.
@@ -42,7 +42,7 @@ pub enum CheckpointError {
         /// What is wrong.
         detail: String,
     },
-    /// A model that this suite does not know.
+    /// A model that is not supported.
     #[error("{}: {detail}", path.display())]
     Unsupported {
         /// The file.

@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | `<module>.shape` | I64 | 2 | n, k |
 //! | `<module>.compressed` | the weight's | stored values | row by row |
-//! | `<module>.bitmask` | U8 | n x ceil(k / 8) | column j is bit j mod 8 of byte j / 8; what is behind column k is 0 |
+//! | `<module>.bitmask` | U8 | n x ceil(k / 8) | column j is bit j mod 8 of byte j / 8; the bits after column k are 0 |
 //! | `<module>.row_offsets` | I64 | n | how many values come before each row |
 //!
 //! and an entry in `config.json` ([`entry`]). At 50 % in bf16 that is 1/2 + 1/16 of the dense bytes.
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::tensors::{Dtype, FloatType, TensorData, TensorError, TensorFile, TensorInfo};
 
-/// How the decoder layers' weights lie on disk.
+/// How the decoder layers' weights are stored on disk.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
 )]
@@ -38,7 +38,7 @@ pub enum StorageFormat {
 /// The key in `config.json`.
 pub const ENTRY: &str = "quantization_config";
 
-/// What the package's first versions called it.
+/// The same key in the package's first versions.
 pub const OLDER_ENTRY: &str = "compression_config";
 
 /// The value in `config.json`, as the package's version 0.12 writes it. `sparsity` is the fraction of zeros of all weights.
@@ -58,10 +58,10 @@ pub fn entry(sparsity: f64) -> Value {
     })
 }
 
-/// Whether an entry of `config.json` says no more than that weights are in this layout, or in none.
+/// Checks that an entry of `config.json` declares this layout, or dense weights, and nothing else.
 ///
 /// # Errors
-/// What it says besides.
+/// What else it declares.
 pub fn check_entry(entry: &Value) -> Result<(), String> {
     let method = entry.get("quant_method").and_then(Value::as_str);
     let format = entry.get("sparsity_config").and_then(|config| config.get("format")).and_then(Value::as_str);
@@ -227,7 +227,7 @@ impl Compressed {
             if let Some(last) = bits.last().filter(|_| !k.is_multiple_of(8))
                 && last >> (k % 8) != 0
             {
-                let detail = format!("row {row} has a bit set behind its last column {}", k - 1);
+                let detail = format!("row {row} has a bit set after its last column {}", k - 1);
                 return Err(bitmask.damaged(row * row_bytes + row_bytes - 1, detail));
             }
             before += bits.iter().map(|byte| byte.count_ones() as usize).sum::<usize>();

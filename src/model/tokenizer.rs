@@ -24,11 +24,11 @@ pub struct Tokenizer {
 /// A token in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// Its number.
+    /// Its id.
     pub id: u32,
-    /// The first byte of what it stands for.
+    /// The first byte of its text.
     pub start: usize,
-    /// The first byte behind that.
+    /// The byte after its text.
     pub end: usize,
 }
 
@@ -110,7 +110,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Tokens of a text and nothing around it, with the bytes of the text that each stands for.
+    /// The tokens of a text without special tokens around it, each with its bytes in the text.
     ///
     /// # Errors
     /// What the tokenizer says.
@@ -120,7 +120,7 @@ impl Tokenizer {
         Ok(tokens.map(|(&id, &(start, end))| Token { id, start, end }).collect())
     }
 
-    /// The special tokens that the tokenizer puts before a text and behind it.
+    /// The special tokens that the tokenizer adds before and after a text.
     ///
     /// # Errors
     /// What the tokenizer says.

@@ -1,6 +1,6 @@
 //! Activation pruning: which inputs of a linear layer stay active for one token.
 
-use ndarray::{ArrayViewMut1, ArrayViewMut2, Axis};
+use ndarray::{ArrayView1, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use super::ConfigError;
@@ -29,14 +29,16 @@ pub fn prune_activations<T: Scalar>(mut x: ArrayViewMut2<T>, sparsity: f64) {
 /// Without ties exactly k - floor(k p_x) entries stay. Ties at the threshold all stay, so more can.
 // ANCHOR: prune_token
 pub fn prune_token<T: Scalar>(mut token: ArrayViewMut1<T>, sparsity: f64) {
-    let k = token.len();
-    if k == 0 {
-        return;
+    if let Some(threshold) = token_threshold(token.view(), sparsity) {
+        token.mapv_inplace(|x| if x.abs() >= threshold { x } else { T::zero() });
     }
+}
+
+/// The smallest magnitude that stays; `None` for a token without entries.
+pub fn token_threshold<T: Scalar>(token: ArrayView1<T>, sparsity: f64) -> Option<T> {
     let mut magnitudes: Vec<T> = token.iter().map(|x| x.abs()).collect();
-    let index = (k as f64 * sparsity).floor() as usize;
-    let (_, &mut threshold, _) = magnitudes.select_nth_unstable_by(index, T::total_order);
-    token.mapv_inplace(|x| if x.abs() >= threshold { x } else { T::zero() });
+    let index = (token.len() as f64 * sparsity).floor() as usize;
+    (index < token.len()).then(|| *magnitudes.select_nth_unstable_by(index, T::total_order).1)
 }
 // ANCHOR_END: prune_token
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ColumnOrder, ConfigError, Sparsity, Threshold};
+use super::{ColumnOrder, ConfigError, NarrowGroups, Sparsity, Threshold};
 
 /// The factor on the residual correction. The paper has none (1); the original code scales it down.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +41,45 @@ pub enum DeadChannels {
     Keep,
 }
 
+/// What to do when the damped Hessian has no Cholesky factor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailedFactor {
+    /// An error.
+    #[default]
+    Stop,
+    /// L = I, so that blocks are pruned by magnitude and nothing is compensated: llm-compressor.
+    Identity,
+}
+
+/// Zeros that the weights have before pruning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExistingZeros {
+    /// They are weights like any other.
+    #[default]
+    Ignore,
+    /// They stay zero and count towards the sparsity, as llm-compressor has it. A block that has enough of them loses
+    /// no other weight. With N:M, scores of later blocks are hidden by the mask of the *first* block. Zeros take part
+    /// in the compensation inside their block, but not in the lazy update.
+    Preserve,
+}
+
+/// What tools do beyond the papers; the default is none of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dialect {
+    /// N:M groups that are cut short.
+    pub narrow_groups: NarrowGroups,
+    /// A Hessian that has no factor.
+    pub failed_factor: FailedFactor,
+    /// Zeros among the weights.
+    pub existing_zeros: ExistingZeros,
+    /// How many linears worked on the same H in place before this one (GPTAQ). They marked its dead channels, so that
+    /// this one finds none to zero; and in natural order each damped it once, which this one repeats.
+    pub group_member: usize,
+}
+
 /// Every choice that the paper leaves open or that the original code makes differently.
 ///
 /// With N:M and an order other than natural, the groups lie in processing order, as in the original code; the stored
@@ -66,10 +105,13 @@ pub struct PruneConfig {
     /// A factor on all statistics: 1 (DuoGPT) or 2 (SparseGPT, GPTAQ). It changes the result only if there are dead
     /// channels, whose entry 1 it does not scale.
     pub hessian_scale: f64,
+    /// What tools do beyond the papers.
+    #[serde(default)]
+    pub dialect: Dialect,
 }
 
 impl PruneConfig {
-    /// The paper: damping 0.1, act-order, no alpha.
+    /// The paper: damping 0.1, act-order, and no factor on the residual's terms (alpha 1).
     pub fn paper(weight_sparsity: Sparsity) -> Self {
         PruneConfig { damping: 0.1, alpha: Alpha::both(1.0), ..Self::upstream(weight_sparsity) }
     }
@@ -86,6 +128,7 @@ impl PruneConfig {
             threshold: Threshold::Inclusive,
             dead_channels: DeadChannels::Zero,
             hessian_scale: 1.0,
+            dialect: Dialect::default(),
         }
     }
 
@@ -115,10 +158,9 @@ impl PruneConfig {
         if self.block_size == 0 {
             return Err(ConfigError::NotPositive { what: "block size", value: 0.0 });
         }
-        self.weight_sparsity.check(self.block_size)?;
-        if matches!(self.weight_sparsity, Sparsity::NofM { .. }) {
-            self.weight_sparsity.check(k)?;
-        }
+        let narrow = self.dialect.narrow_groups;
+        narrow.check(self.weight_sparsity, self.block_size)?;
+        narrow.check(self.weight_sparsity, k)?;
         let finite = [
             ("damping", self.damping),
             ("alpha of the score", self.alpha.score),

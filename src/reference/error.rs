@@ -63,6 +63,12 @@ pub enum ConfigError {
         /// Bits per weight.
         bits: u32,
     },
+    /// Too few bins for a histogram with outliers.
+    #[error("a histogram of {bins} bins has none between its outliers: give three or more")]
+    Bins {
+        /// Bins asked for.
+        bins: usize,
+    },
     /// A grid's group of columns must fill blocks, or blocks groups.
     #[error(
         "grids of {group_size} columns neither divide the block size {block_size} nor are a multiple of it"
@@ -89,6 +95,14 @@ pub enum ConfigError {
         step: f64,
         /// The sparsity asked for.
         target: f64,
+    },
+    /// A share of the scores' sum that is smaller than the smallest score.
+    #[error("no score of row {row} is as small as {alpha} of the row's sum: ask for a higher sparsity")]
+    Share {
+        /// The row.
+        row: usize,
+        /// The share.
+        alpha: f64,
     },
     /// A replayed order that is none.
     #[error("the given column order is not a permutation of {k} columns")]

@@ -3,7 +3,7 @@
 //!
 //! # Removing one weight (Eq. 3)
 //! One row w minimises ||(w + dw) X^ - w X~||^2 = ||dw X - r||^2 with r = w dX (X is X^ from here on), and its weight p
-//! must go: dw_p = -w_p. With a multiplier for the constraint, and H = X X^T,
+//! is removed: dw_p = -w_p. With a multiplier for the constraint, and H = X X^T,
 //!
 //! ```text
 //! d/d(dw) [ ||dw X - r||^2 + 2 lambda (dw_p + w_p) ] = 0    gives   dw = r X^T H^-1 - lambda H^-1_{p,:}

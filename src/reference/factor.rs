@@ -63,16 +63,17 @@ pub fn revive_dead_channels<T: Scalar>(hessian: &mut Array2<T>, dead: &[bool]) {
     }
 }
 
-/// H <- H + damping * mean(diag H) * I.
+/// H <- H + damping * mean(diag H) * I; returns what was added to the diagonal.
 // ANCHOR: damp
-pub fn damp<T: Scalar>(hessian: &mut Array2<T>, damping: f64) {
+pub fn damp<T: Scalar>(hessian: &mut Array2<T>, damping: f64) -> T {
     let k = hessian.nrows();
     if k == 0 {
-        return;
+        return T::zero();
     }
     let mean = hessian.diag().iter().map(|h| h.widen()).sum::<f64>() / k as f64;
     let shift = T::of(damping * mean);
     hessian.diag_mut().mapv_inplace(|h| h + shift);
+    shift
 }
 // ANCHOR_END: damp
 
@@ -109,7 +110,7 @@ fn check_hessian<T: Scalar>(hessian: &Array2<T>) -> Result<(), FactorError> {
     for row in 0..hessian.nrows() {
         for column in 0..row {
             let (a, b) = (hessian[(row, column)], hessian[(column, row)]);
-            // |h_ij| <= sqrt(h_ii h_jj) for any Gram matrix: the scale of the sum behind an entry.
+            // |h_ij| <= sqrt(h_ii h_jj) for any Gram matrix: the scale of the sum that an entry is.
             let scale =
                 (hessian[(row, row)].abs().sqrt() * hessian[(column, column)].abs().sqrt()).max(a.abs());
             if (a - b).abs() > tolerance * scale {

@@ -101,6 +101,34 @@ impl<'de> Deserialize<'de> for Sparsity {
     }
 }
 
+/// What becomes of an N:M group that the end of a block, or of the layer, cuts short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NarrowGroups {
+    /// An error: M must divide the block size and the input channels.
+    #[default]
+    Refuse,
+    /// Its N lowest scores are pruned, or all there are: the original SparseGPT, Wanda and magnitude.
+    Prune,
+    /// A group of at most N columns stays dense; of a wider one the N lowest scores are pruned: the original DuoGPT.
+    Keep,
+}
+
+impl NarrowGroups {
+    /// Whether a group of `width` columns, of which N are to be pruned, stays as it is.
+    pub(crate) fn keeps(self, n: usize, width: usize) -> bool {
+        self == NarrowGroups::Keep && width <= n
+    }
+
+    /// Checks that groups of M fill `width`, where they have to.
+    pub(crate) fn check(self, sparsity: Sparsity, width: usize) -> Result<(), ConfigError> {
+        match (self, sparsity) {
+            (NarrowGroups::Prune | NarrowGroups::Keep, Sparsity::NofM { m, .. }) => sparsity.check(m),
+            _ => sparsity.check(width),
+        }
+    }
+}
+
 /// Where the threshold of a block's scores lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -143,20 +171,28 @@ impl Threshold {
 pub fn select<T: Scalar>(score: ArrayView2<T>, sparsity: Sparsity, threshold: Threshold) -> Array2<bool> {
     match sparsity {
         Sparsity::Unstructured(p) => threshold.select(score, p),
-        Sparsity::NofM { n, m } => lowest_per_group(score, m, n),
+        Sparsity::NofM { n, m } => lowest_per_group(score, m, n, NarrowGroups::Refuse),
     }
 }
 
 /// Flags the `count` lowest scores in every `width` consecutive columns of every row (n x k; the last group may be
-/// narrower); of equal scores the left ones.
-pub fn lowest_per_group<T: Scalar>(score: ArrayView2<T>, width: usize, count: usize) -> Array2<bool> {
+/// narrower: see [`NarrowGroups`]); of equal scores the left ones.
+pub fn lowest_per_group<T: Scalar>(
+    score: ArrayView2<T>,
+    width: usize,
+    count: usize,
+    narrow: NarrowGroups,
+) -> Array2<bool> {
     let (n, k) = score.dim();
     let mut mask = Array2::from_elem((n, k), false);
     mask.axis_iter_mut(Axis(0)).into_par_iter().zip(score.axis_iter(Axis(0))).for_each(
         |(mut mask, score)| {
             for start in (0..k).step_by(width.max(1)) {
-                let group = s![start..(start + width).min(k)];
-                mask.slice_mut(group).assign(&lowest(&score.slice(group).to_vec(), count));
+                let group = start..(start + width).min(k);
+                if !narrow.keeps(count, group.len()) {
+                    let group = s![group];
+                    mask.slice_mut(group).assign(&lowest(&score.slice(group).to_vec(), count));
+                }
             }
         },
     );

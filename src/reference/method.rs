@@ -94,12 +94,7 @@ mod tests {
             (Method::Wanda(sparsity), "wanda", false),
             (Method::Magnitude(sparsity), "magnitude", false),
         ];
-        let grids = GridConfig {
-            bits: 4,
-            symmetry: crate::reference::baseline::gptaq::Symmetry::Symmetric,
-            range: crate::reference::baseline::gptaq::GridRange::Full,
-            group_size: None,
-        };
+        let grids = GridConfig::new(4, crate::reference::baseline::gptaq::Symmetry::Symmetric);
         for (method, name, second_order) in methods {
             assert_eq!((method.name(), method.weight_sparsity()), (name, sparsity));
             assert_eq!(method.sees_sparse_activations(), second_order);

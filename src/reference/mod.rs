@@ -53,11 +53,11 @@ pub mod spmspv;
 pub mod statistics;
 pub mod teal;
 
-pub use config::{Alpha, DeadChannels, LazyUpdate, PruneConfig};
+pub use config::{Alpha, DeadChannels, Dialect, ExistingZeros, FailedFactor, LazyUpdate, PruneConfig};
 pub use error::{ConfigError, PruneError};
 pub use factor::FactorError;
-pub use mask::{Sparsity, Threshold};
+pub use mask::{NarrowGroups, Sparsity, Threshold};
 pub use method::Method;
 pub use order::ColumnOrder;
-pub use prune::{Prepared, Pruned};
+pub use prune::{LoopTrace, Prepared, Pruned};
 pub use statistics::{ChannelNorms, ResidualStatistics, Statistics};

@@ -3,12 +3,15 @@
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis, Zip, s};
 use rayon::prelude::*;
 
-use super::factor::{self, FactorError, damp, dead_channels, revive_dead_channels};
-use super::mask::{Sparsity, lowest, select};
+use super::factor::{self, damp, dead_channels, revive_dead_channels};
+use super::mask::{Sparsity, lowest, lowest_per_group};
 use super::order::inverse;
 use super::score::{Correction, score, score_scale};
 use super::statistics::{ResidualStatistics, Statistics};
-use super::{ConfigError, DeadChannels, LazyUpdate, PruneConfig, PruneError};
+use super::{
+    ColumnOrder, ConfigError, DeadChannels, ExistingZeros, FailedFactor, LazyUpdate, NarrowGroups,
+    PruneConfig, PruneError, Threshold,
+};
 use crate::linalg::{Scalar, gemm};
 
 /// All that Algorithm 1 needs besides the weights, in processing order. The linears that share an input share it.
@@ -67,9 +70,16 @@ pub fn prepare<T: Scalar>(
 ) -> Result<Prepared<T>, PruneError> {
     let k = statistics.channels();
     config.check(k)?;
-    let dead = dead_channels(&statistics.hessian);
-    let Ordered { hessian, residual, order } = in_processing_order(statistics, &dead, config, order)?;
-    let l = damped_factor(hessian, config.damping).map_err(|error| error.in_original_order(&order))?;
+    let Ordered { mut hessian, residual, order, dead } = in_processing_order(statistics, config, order)?;
+    let l = factor::check_finite("Hessian", &hessian)
+        .and_then(|()| {
+            damp_as_configured(&mut hessian, config); // the mean of the diagonal would spread what is not finite
+            factor::factor(hessian)
+        })
+        .or_else(|error| match config.dialect.failed_factor {
+            FailedFactor::Stop => Err(error.in_original_order(&order)),
+            FailedFactor::Identity => Ok(Array2::eye(k)),
+        })?;
     let correction = residual.map(|residual| Correction::new(&residual, l.view()));
     let with_alpha = correction.as_ref().map(|c| (&c.coefficients, config.alpha.score));
     let score_scale = score_scale(l.view(), with_alpha);
@@ -80,7 +90,7 @@ pub fn prepare<T: Scalar>(
     Ok(Prepared { config: *config, order, dead, lt, correction, score_scale })
 }
 
-/// The statistics in processing order.
+/// The statistics in processing order, before damping.
 pub(crate) struct Ordered<T> {
     /// H (k x k), dead channels revived.
     pub hessian: Array2<T>,
@@ -88,18 +98,23 @@ pub(crate) struct Ordered<T> {
     pub residual: Option<ResidualStatistics<T>>,
     /// Position to original column (k).
     pub order: Vec<usize>,
+    /// Dead channels, by original column (k): none where another linear marked them in this H before.
+    pub dead: Vec<bool>,
 }
 
 /// Revives dead channels, finds the order (or takes the forced one), and permutes the statistics by it.
 pub(crate) fn in_processing_order<T: Scalar>(
     statistics: &Statistics<T>,
-    dead: &[bool],
     config: &PruneConfig,
     forced: Option<&[usize]>,
 ) -> Result<Ordered<T>, PruneError> {
     let scale = T::of(config.hessian_scale);
     let mut hessian = &statistics.hessian * scale;
-    revive_dead_channels(&mut hessian, dead);
+    let mut dead = dead_channels(&hessian);
+    revive_dead_channels(&mut hessian, &dead);
+    if config.dialect.group_member > 0 {
+        dead.fill(false);
+    }
     let order = match forced {
         Some(order) => checked_order(order, dead.len())?,
         None => {
@@ -114,17 +129,17 @@ pub(crate) fn in_processing_order<T: Scalar>(
         dxxt: permute_both(residual.dxxt.view(), &order) * scale,
         square_norms: residual.square_norms.select(Axis(0), &order) * scale,
     });
-    Ok(Ordered { hessian, residual, order })
+    Ok(Ordered { hessian, residual, order, dead })
 }
 
-/// L of the damped Hessian.
-pub(crate) fn damped_factor<T: Scalar>(
-    mut hessian: Array2<T>,
-    damping: f64,
-) -> Result<Array2<T>, FactorError> {
-    factor::check_finite("Hessian", &hessian)?; // the mean of the diagonal would spread what is not
-    damp(&mut hessian, damping);
-    factor::factor(hessian)
+/// Damps H, in natural order once more for every linear that worked on it before; another order works on a copy.
+/// Returns what was added to the diagonal.
+pub(crate) fn damp_as_configured<T: Scalar>(hessian: &mut Array2<T>, config: &PruneConfig) -> T {
+    let before = match config.column_order {
+        ColumnOrder::Natural => config.dialect.group_member,
+        _ => 0,
+    };
+    (0..=before).map(|_| damp(hessian, config.damping)).sum()
 }
 
 /// The columns in another order, row-major.
@@ -155,7 +170,21 @@ impl<T: Scalar> Prepared<T> {
         weight: ArrayView2<T>,
         mask: Option<ArrayView2<bool>>,
     ) -> Result<Pruned<T>, PruneError> {
-        self.run(weight, mask, &mut vec![Unrounded; weight.nrows()])
+        self.run(weight, mask, &mut vec![Unrounded; weight.nrows()], None)
+    }
+
+    /// [`prune`](Self::prune), and what the loop leaves behind besides its result.
+    ///
+    /// # Errors
+    /// As [`prune`](Self::prune).
+    pub fn prune_traced(
+        &self,
+        weight: ArrayView2<T>,
+        mask: Option<ArrayView2<bool>>,
+    ) -> Result<(Pruned<T>, LoopTrace<T>), PruneError> {
+        let mut trace = LoopTrace::new(weight.dim());
+        let pruned = self.run(weight, mask, &mut vec![Unrounded; weight.nrows()], Some(&mut trace))?;
+        Ok((pruned, trace))
     }
 
     /// Algorithm 1, the kept weights rounded by `rounding` (n, one for each row).
@@ -164,6 +193,7 @@ impl<T: Scalar> Prepared<T> {
         weight: ArrayView2<T>,
         forced_mask: Option<ArrayView2<bool>>,
         rounding: &mut [R],
+        mut trace: Option<&mut LoopTrace<T>>,
     ) -> Result<Pruned<T>, PruneError> {
         let config = &self.config;
         let (n, k) = weight.dim();
@@ -184,24 +214,45 @@ impl<T: Scalar> Prepared<T> {
                 }
             }
         }
+        let preserved = match config.dialect.existing_zeros {
+            ExistingZeros::Ignore => None,
+            ExistingZeros::Preserve => Some(w.mapv(|w| w == T::zero())),
+        };
         let forced = forced_mask.map(|mask| select_columns(mask, &self.order));
         let mut mask = forced.clone().unwrap_or_else(|| Array2::from_elem((n, k), false));
         let mut scores = Array2::zeros((n, k));
-        let mut rounding = ArrayViewMut1::from(rounding);
+        let mut rounding: Array1<(usize, &mut R)> = rounding.iter_mut().enumerate().collect();
 
         // ANCHOR: blocks
         for start in (0..k).step_by(config.block_size) {
             let end = (start + config.block_size).min(k);
             let block = Block::new(self, start..end);
             let columns = s![.., start..end];
+            let zeros = preserved.as_ref().map(|preserved| preserved.slice(columns));
 
-            if let Sparsity::Unstructured(_) = config.weight_sparsity {
-                let score = score(w.slice(columns), block.score_scale);
+            let mut hidden = None; // the weights without a score in N:M
+            if let Sparsity::Unstructured(p) = config.weight_sparsity {
+                let mut score = score(w.slice(columns), block.score_scale);
+                let selected = match zeros {
+                    None => config.threshold.select(score.view(), p),
+                    Some(zeros) => extend_zeros(&mut score, zeros, p, config.threshold),
+                };
                 if forced.is_none() {
-                    let selected = select(score.view(), config.weight_sparsity, config.threshold);
                     mask.slice_mut(columns).assign(&selected);
                 }
+                if let Some(trace) = &mut trace {
+                    trace.decided.slice_mut(columns).assign(&selected);
+                }
                 scores.slice_mut(columns).assign(&score);
+            } else if let Some(zeros) = zeros {
+                if forced.is_none() {
+                    mask.slice_mut(columns).assign(&zeros);
+                }
+                hidden = Some(if start == 0 {
+                    zeros.to_owned()
+                } else {
+                    mask.slice(s![.., ..end - start]).to_owned()
+                });
             }
 
             let mut e = Array2::zeros((n, end - start)); // E: what each pruning leaves to compensate
@@ -213,10 +264,11 @@ impl<T: Scalar> Prepared<T> {
                 .and(e.rows_mut())
                 .and(compensated.rows_mut())
                 .and(&mut rounding)
-                .par_for_each(|w, mask, score, e, compensated, rounding| {
+                .par_for_each(|w, mask, score, e, compensated, (row, rounding)| {
+                    let hidden = hidden.as_ref().map(|hidden| hidden.row(*row));
                     let (w, mask, score) = (contiguous(w), contiguous(mask), contiguous(score));
-                    let row = Row { w, mask, score, e: contiguous(e), compensated: contiguous(compensated) };
-                    block.prune_row(row, config.weight_sparsity, free, rounding);
+                    let (e, compensated) = (contiguous(e), contiguous(compensated));
+                    block.prune_row(Row { w, mask, score, hidden, e, compensated }, free, *rounding);
                 });
 
             // Lazy update of the columns to the right.
@@ -229,6 +281,27 @@ impl<T: Scalar> Prepared<T> {
                 };
                 let d = correction.d.slice(s![start..end, end..]);
                 gemm(config.alpha.update, carried, d, 1.0, rest.view_mut());
+            }
+            if let Some(preserved) = &preserved {
+                let zeros = preserved.slice(s![.., end..]);
+                Zip::from(&mut rest).and(&zeros).for_each(|w, &zero| {
+                    if zero {
+                        *w = T::zero()
+                    }
+                });
+            }
+            if let Some(trace) = &mut trace {
+                if let Sparsity::NofM { n, m } = config.weight_sparsity {
+                    let decided = lowest_per_group(scores.slice(columns), m, n, config.dialect.narrow_groups);
+                    trace.decided.slice_mut(columns).assign(&decided);
+                    if let Some(zeros) = zeros {
+                        Zip::from(trace.decided.slice_mut(columns))
+                            .and(zeros)
+                            .for_each(|d, &zero| *d |= zero);
+                    }
+                }
+                trace.errors.slice_mut(columns).assign(&e);
+                trace.block_weights.push(w.clone());
             }
         }
         // ANCHOR_END: blocks
@@ -243,8 +316,54 @@ impl<T: Scalar> Prepared<T> {
     }
 }
 
+/// The mask of a block whose zeros stay: they alone, if they are enough, else the lowest scores besides. Leaves 0 for
+/// every score that was not compared.
+fn extend_zeros<T: Scalar>(
+    score: &mut Array2<T>,
+    zeros: ArrayView2<bool>,
+    p: f64,
+    threshold: Threshold,
+) -> Array2<bool> {
+    let wanted = (score.len() as f64 * p).floor() as usize;
+    if wanted <= zeros.iter().filter(|zero| **zero).count() {
+        score.fill(T::zero());
+        return zeros.to_owned();
+    }
+    Zip::from(&mut *score).and(zeros).for_each(|score, &zero| {
+        if zero {
+            *score = T::zero()
+        }
+    });
+    threshold.select(score.view(), p)
+}
+
+/// What the loop leaves behind besides its result, in processing order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoopTrace<T> {
+    /// The mask (n x k) that the scores ask for, which differs from the replayed one where a decision does.
+    pub decided: Array2<bool>,
+    /// E: (W_j - q) / L_jj of every column (n x k).
+    pub errors: Array2<T>,
+    /// The weights (n x k) after each block and its lazy update.
+    pub block_weights: Vec<Array2<T>>,
+}
+
+impl<T: Scalar> LoopTrace<T> {
+    /// Nothing yet, for a weight of n x k.
+    pub(crate) fn new(shape: (usize, usize)) -> Self {
+        LoopTrace {
+            decided: Array2::from_elem(shape, false),
+            errors: Array2::zeros(shape),
+            block_weights: Vec::new(),
+        }
+    }
+}
+
 /// What a kept weight is rounded to.
 pub(crate) trait Rounding<T>: Send {
+    /// Before the columns of a block: its row from the block's first column on.
+    fn begin_block(&mut self, _column: usize, _rest: &[T]) {}
+
     /// The rounded weight of column `column` (in processing order). `rest` is its row from that column on: current
     /// within the block, beyond it as the last lazy update left it. Called once for every column from the left,
     /// pruned or not.
@@ -269,6 +388,8 @@ struct Block<'a, T> {
     /// alpha_update * D; zero without a correction.
     d: Array2<T>,
     score_scale: ArrayView1<'a, T>,
+    sparsity: Sparsity,
+    narrow_groups: NarrowGroups,
 }
 
 /// One row of the block: what the loop reads and writes.
@@ -277,6 +398,8 @@ struct Row<'a, T> {
     w: &'a mut [T],
     mask: &'a mut [bool],
     score: &'a mut [T],
+    /// Weights that get no score in N:M: preserved zeros.
+    hidden: Option<ArrayView1<'a, bool>>,
     e: &'a mut [T],
     compensated: &'a mut [T],
 }
@@ -302,6 +425,8 @@ impl<'a, T: Scalar> Block<'a, T> {
             lt: prepared.lt.slice(square),
             d,
             score_scale: prepared.score_scale.slice(s![columns]),
+            sparsity: prepared.config.weight_sparsity,
+            narrow_groups: prepared.config.dialect.narrow_groups,
         }
     }
 
@@ -312,18 +437,22 @@ impl<'a, T: Scalar> Block<'a, T> {
     /// W_{j..} += -e L_{j..,j}^T + W_j D_{j,j..}        (W_j before pruning; afterwards column j holds q)
     /// ```
     // ANCHOR: prune_row
-    fn prune_row(&self, row: Row<T>, sparsity: Sparsity, free: bool, rounding: &mut impl Rounding<T>) {
+    fn prune_row(&self, row: Row<T>, free: bool, rounding: &mut impl Rounding<T>) {
         let width = self.lt.nrows();
+        rounding.begin_block(self.start, row.w);
         for j in 0..width {
-            if let Sparsity::NofM { n, m } = sparsity
+            if let Sparsity::NofM { n, m } = self.sparsity
                 && j % m == 0
             {
-                for c in j..j + m {
-                    row.score[c] = row.w[c] * row.w[c] * self.score_scale[c];
-                }
-                if free {
-                    let mask = lowest(&row.score[j..j + m], n);
-                    row.mask[j..j + m].iter_mut().zip(mask).for_each(|(place, mask)| *place = mask);
+                let group = j..(j + m).min(width);
+                if !self.narrow_groups.keeps(n, group.len()) {
+                    for c in group.clone().filter(|&c| !row.hidden.is_some_and(|hidden| hidden[c])) {
+                        row.score[c] = row.w[c] * row.w[c] * self.score_scale[c];
+                    }
+                    if free {
+                        let mask = lowest(&row.score[group.clone()], n);
+                        row.mask[group].iter_mut().zip(mask).for_each(|(place, mask)| *place |= mask);
+                    }
                 }
             }
             let w = row.w[j];

@@ -95,8 +95,8 @@ impl<T: Scalar> Correction<T> {
 /// 1 / L_pp^2 + alpha (a_p - b_p + 2 c_p)
 /// ```
 ///
-/// With no correction it is SparseGPT's 1 / L_pp^2. It has no sign: the residual can make removing a weight
-/// cheaper than free.
+/// With no correction it is SparseGPT's 1 / L_pp^2. The factor can be negative: with the residual, removing
+/// a weight can reduce the error.
 // ANCHOR: score_scale
 pub fn score_scale<T: Scalar>(l: ArrayView2<T>, coefficients: Option<(&Coefficients<T>, f64)>) -> Array1<T> {
     let mut scale = l.diag().mapv(|l| T::one() / (l * l));

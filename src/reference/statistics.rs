@@ -50,7 +50,7 @@ impl<T: Scalar> Statistics<T> {
         self.hessian.nrows()
     }
 
-    /// Takes one sequence in. Rows are tokens: `dense` is X~^T and `sparse` X^^T, both tokens x k.
+    /// Adds one sequence to the means. Rows are tokens: `dense` is X~^T and `sparse` X^^T, both tokens x k.
     ///
     /// dX is formed before it is multiplied (G - H with G = X~ X^T would cancel), a chunk of tokens at a time: a chunk
     /// stays in cache and takes little memory.
@@ -109,7 +109,7 @@ impl<T: Scalar> ChannelNorms<T> {
         ChannelNorms { sequences: 0, square_norms: Array1::zeros(k) }
     }
 
-    /// Takes one sequence (tokens x k) in.
+    /// Adds one sequence (tokens x k) to the mean.
     ///
     /// # Panics
     /// When `x` does not have k columns.

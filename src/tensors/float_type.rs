@@ -24,6 +24,11 @@ pub enum FloatType {
 }
 
 impl FloatType {
+    /// The type of the reference's numbers.
+    pub fn of_scalar<T: Scalar>() -> Self {
+        if T::UNIT_ROUNDOFF == f64::UNIT_ROUNDOFF { FloatType::F64 } else { FloatType::F32 }
+    }
+
     /// The type of a stored tensor, where it is one of the four.
     pub fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
@@ -84,7 +89,7 @@ impl FloatType {
         }
     }
 
-    /// The bits of `x` rounded to this type: of two that are not negative, the greater number has the greater bits.
+    /// The bits of `x` rounded to this type. For numbers that are not negative, the order of the bits is that of the numbers.
     pub fn bits(self, x: f64) -> u64 {
         match self {
             FloatType::F64 => x.to_bits(),

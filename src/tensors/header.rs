@@ -148,6 +148,6 @@ fn explain(
     }
     match length - expected {
         0 => malformed(refusal.to_string()),
-        left => malformed(format!("{left} bytes behind the last tensor belong to none")),
+        left => malformed(format!("{left} bytes after the last tensor belong to none")),
     }
 }

@@ -4,7 +4,7 @@
 //! all that was expected is zero. Decisions (masks, orders, codes) are counted, and each that differs is weighed by its
 //! *margin*: how far it was from going the other way.
 
-use ndarray::{ArrayView2, Axis};
+use ndarray::{ArrayView1, ArrayView2, Axis};
 use serde::Serialize;
 
 use crate::linalg::Scalar;
@@ -224,9 +224,43 @@ pub fn compare<T: Scalar>(
     budget: f64,
     processing: Processing,
 ) -> Comparison {
+    let scale = scale(expected);
+    compare_scaled(found, expected, precision, budget, processing, |_| scale)
+}
+
+/// [`compare`] with every error relative to the largest magnitude expected in its *row*, or in the whole matrix where
+/// the row is all zero: the measure of the test vectors.
+///
+/// # Panics
+/// When the shapes differ.
+pub fn compare_rows<T: Scalar>(
+    found: ArrayView2<T>,
+    expected: ArrayView2<f64>,
+    precision: FloatType,
+    budget: f64,
+    processing: Processing,
+) -> Comparison {
+    let scales = row_scales(expected);
+    compare_scaled(found, expected, precision, budget, processing, |row| scales[row])
+}
+
+/// What the errors of each row are relative to; see [`compare_rows`].
+pub fn row_scales(expected: ArrayView2<f64>) -> Vec<f64> {
+    let whole = scale(expected);
+    let largest = |row: ArrayView1<f64>| row.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    expected.rows().into_iter().map(largest).map(|row| if row == 0.0 { whole } else { row }).collect()
+}
+
+fn compare_scaled<T: Scalar>(
+    found: ArrayView2<T>,
+    expected: ArrayView2<f64>,
+    precision: FloatType,
+    budget: f64,
+    processing: Processing,
+    scale_of: impl Fn(usize) -> f64,
+) -> Comparison {
     assert_eq!(found.dim(), expected.dim(), "two results of one stage have one shape");
     let shape = expected.dim();
-    let scale = scale(expected);
     let mut outcome = Comparison {
         shape,
         error: 0.0,
@@ -245,6 +279,7 @@ pub fn compare<T: Scalar>(
     processing.walk(shape, |row, column| {
         let place =
             Place { row, column, expected: expected[(row, column)], found: found[(row, column)].widen() };
+        let scale = scale_of(row);
         let error = place.difference() / scale;
         // NaN is not within anything: it counts as over the budget, and as the largest error.
         let within = |limit: f64| error <= limit;
@@ -273,6 +308,7 @@ pub fn compare<T: Scalar>(
     outcome.relative_l2 = (difference_squares / norm).sqrt();
     if !outcome.passed() && outcome.not_finite == NotFinite::default() {
         let tolerance = budget.max(4.0 * precision.unit_roundoff());
+        let scale = scale(expected);
         outcome.pattern = pattern(found, expected, tolerance * scale, budget * scale);
     }
     outcome

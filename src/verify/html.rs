@@ -3,6 +3,8 @@
 use plotters::prelude::*;
 
 use super::compare::{Comparison, Decisions, HeatMap, UlpHistogram};
+use super::markup::escape;
+use super::picture::{self, anchor, picture};
 use super::report::{FileReport, Outcome, Report, Stage, percent};
 
 const STYLE: &str = "
@@ -24,9 +26,10 @@ pub fn page(report: &Report) -> String {
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>duogpt: {verdict}</title><style>{STYLE}</style></head><body>\n\
+         <title>duogpt: {verdict}</title><style>{STYLE}{}</style></head><body>\n\
          <h1>{}: {} files, {} stages, {failed} failed</h1>\n\
          <p>Run again: <code>{}</code></p>\n",
+        picture::STYLE,
         mark(failed == 0),
         report.files.len(),
         report.stages().count(),
@@ -44,24 +47,57 @@ pub fn page(report: &Report) -> String {
         html += &format!("<tr><th>{what}</th><td>{}</td></tr>", escape(&value));
     }
     html += "</table>\n";
-    report.files.iter().for_each(|file| html += &section(file));
+    html += &picture(report);
+    report.files.iter().enumerate().for_each(|(number, file)| html += &section(number, file));
+    for negative in &report.negatives {
+        let found =
+            negative.failure.as_ref().map_or("passes".into(), |failure| format!("rejected at {failure}"));
+        let (name, found) = (escape(&negative.name), escape(&found));
+        html += &format!("<p>{} {name}: {found}</p>\n", mark(negative.passed()));
+    }
     html + "</body></html>\n"
 }
 
-fn section(file: &FileReport) -> String {
-    let mut html = format!("<h2>{}</h2>\n", escape(&file.path.display().to_string()));
+fn section(number: usize, file: &FileReport) -> String {
+    let mut html = match &file.case {
+        Some(case) => format!("<h2>{} {}</h2>\n", mark(file.passed()), escape(&case.name)),
+        None => format!("<h2>{}</h2>\n", escape(&file.path.display().to_string())),
+    };
+    if let Some(case) = &file.case {
+        if let Some(failure) = &case.failure {
+            let anchor = anchor(number, &failure.stage);
+            html += &format!(
+                "<p id=\"{anchor}-first\">First failing stage: {}</p>\n",
+                escape(&failure.to_string())
+            );
+        }
+        if let Some(cause) = &case.cause {
+            html += &format!("<p>Usual causes: {}</p>\n", escape(cause));
+        }
+        for flag in &case.flags {
+            html += &format!("<p>The case: {}: {}</p>\n", escape(&flag.id), escape(&flag.reason));
+        }
+    }
     if let Some(expected) = &file.expected {
         html += &format!("<p>compared with {}</p>\n", escape(&expected.display().to_string()));
     }
     html += &format!("<p>SHA-256 <code>{}</code></p>\n", file.sha256);
     html += "<table><tr><th></th><th>stage</th><th>outcome</th><th>budget used</th></tr>\n";
+    let mut linked = "";
     for stage in &file.stages {
+        // The first tensor of a stage is where the picture's cell leads.
+        let name = stage.name.split(':').next().unwrap_or_default();
+        let id = match file.case {
+            Some(_) if name != linked => format!(" id=\"{}\"", anchor(number, name)),
+            _ => String::new(),
+        };
+        linked = name;
         let used = match &stage.outcome {
             Outcome::Values(values) => percent(values.budget_used()),
             _ => String::new(),
         };
         html += &format!(
-            "<tr><td>{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{used}</td></tr>\n",
+            "<tr{id}><td>{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{used}</td></tr>\n",
             mark(stage.passed),
             escape(&stage.name),
             escape(&stage.summary()),
@@ -72,12 +108,9 @@ fn section(file: &FileReport) -> String {
         html += &format!("<p>skipped: {}</p>\n", escape(what));
     }
     // Pictures of what fails, and of what comes closest to it.
-    let used = |stage: &&Stage| match &stage.outcome {
-        Outcome::Values(values) => values.budget_used(),
-        _ => 0.0,
-    };
-    let closest =
-        file.stages.iter().filter(|s| s.passed && used(s) > 0.0).max_by(|a, b| used(a).total_cmp(&used(b)));
+    let closest = (file.stages.iter())
+        .filter(|stage| stage.passed && stage.budget_used() > 0.0)
+        .max_by(|a, b| a.budget_used().total_cmp(&b.budget_used()));
     for stage in file.stages.iter().filter(|stage| !stage.passed) {
         html += &details(stage, true);
     }
@@ -231,8 +264,4 @@ fn margins(decisions: &Decisions) -> Drawing {
 
 fn mark(passed: bool) -> &'static str {
     if passed { "<span class=\"pass\">PASS</span>" } else { "<span class=\"fail\">FAIL</span>" }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,6 +1,6 @@
-//! Backends whose intermediate results can be read, so that they can be held against golden ones.
+//! Backends whose intermediate results can be read, so that they can be held against expected ones.
 
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2};
 
 use super::kind::Kind;
 use crate::backend::{Backend, BackendError, Cpu};
@@ -10,10 +10,11 @@ use crate::cuda::factor::projection;
 use crate::cuda::prune::{row_major, to_matrix};
 use crate::cuda::{Cuda, Device};
 use crate::linalg::Scalar;
-use crate::reference::Statistics;
 use crate::reference::activation::prune_activations;
+use crate::reference::baseline::gptaq::{GridConfig, Quantised, quantise_traced};
 use crate::reference::prune::in_processing_order;
 use crate::reference::score::residual_projection;
+use crate::reference::{LoopTrace, Prepared, Pruned, Statistics};
 
 /// What [`Backend::prepare`] made, on the host, in processing order.
 #[derive(Clone, Debug)]
@@ -52,6 +53,34 @@ pub trait Inspect<T: Scalar>: Backend<T> {
     /// [`BackendError::Device`].
     fn read_statistics(&self, statistics: &Self::Statistics) -> Result<Statistics<T>, BackendError>;
 
+    /// [`Backend::prune`], and what the loop leaves behind besides its result, where the backend can say so.
+    ///
+    /// # Errors
+    /// As [`Backend::prune`].
+    fn prune_traced(
+        &self,
+        prepared: &Self::Prepared,
+        weight: ArrayView2<T>,
+        mask: Option<ArrayView2<bool>>,
+    ) -> Result<(Pruned<T>, Option<LoopTrace<T>>), BackendError> {
+        Ok((self.prune(prepared, weight, mask)?, None))
+    }
+
+    /// [`Backend::quantise`] under the decisions of another run, and what the loop leaves behind.
+    ///
+    /// # Errors
+    /// As [`Backend::quantise`].
+    fn quantise_traced(
+        &self,
+        _prepared: &Self::Prepared,
+        _weight: ArrayView2<T>,
+        _grids: &GridConfig,
+        _mask: Option<ArrayView2<bool>>,
+        _codes: Option<ArrayView2<i32>>,
+    ) -> Result<(Quantised<T>, LoopTrace<T>), BackendError> {
+        Err(BackendError::Unsupported { what: "quantise" })
+    }
+
     /// A copy of what was prepared from these statistics; Q is formed anew, as `prepare` forms it.
     ///
     /// # Errors
@@ -79,10 +108,30 @@ impl<T: Scalar> Inspect<T> for Cpu {
         Ok(statistics.clone())
     }
 
+    fn prune_traced(
+        &self,
+        prepared: &Prepared<T>,
+        weight: ArrayView2<T>,
+        mask: Option<ArrayView2<bool>>,
+    ) -> Result<(Pruned<T>, Option<LoopTrace<T>>), BackendError> {
+        let (pruned, trace) = prepared.prune_traced(weight, mask)?;
+        Ok((pruned, Some(trace)))
+    }
+
+    fn quantise_traced(
+        &self,
+        prepared: &Prepared<T>,
+        weight: ArrayView2<T>,
+        grids: &GridConfig,
+        mask: Option<ArrayView2<bool>>,
+        codes: Option<ArrayView2<i32>>,
+    ) -> Result<(Quantised<T>, LoopTrace<T>), BackendError> {
+        Ok(quantise_traced(prepared, weight, grids, mask, codes)?)
+    }
+
     fn trace(&self, statistics: &Statistics<T>, prepared: &Self::Prepared) -> Result<Trace<T>, BackendError> {
         let order = prepared.order.clone();
-        let residual =
-            in_processing_order(statistics, &prepared.dead, &prepared.config, Some(&order))?.residual;
+        let residual = in_processing_order(statistics, &prepared.config, Some(&order))?.residual;
         Ok(Trace {
             order,
             lt: prepared.lt.clone(),
@@ -102,7 +151,10 @@ impl<D: Device> Inspect<f32> for Cuda<D> {
                 Some("Wanda needs no more than sums of squares, which the CPU forms with any backend")
             }
             Kind::Gptaq => Some("CUDA does not round weights to grids"),
-            Kind::DuoGpt | Kind::SparseGpt | Kind::ActivationPruning => None,
+            Kind::Gptq => Some("CUDA does not round weights to grids"),
+            Kind::Magnitude => Some("magnitude needs no product, and the CPU prunes with any backend"),
+            Kind::Teal => Some("the CPU counts TEAL's histogram with any backend"),
+            Kind::DuoGpt | Kind::SparseGpt | Kind::Activation => None,
         }
     }
 
@@ -150,7 +202,7 @@ mod tests {
         let reason = |kind| <Cuda<Gpu> as Inspect<f32>>::unsupported(kind);
         assert!(reason(Kind::Wanda).is_some_and(|reason| reason.starts_with("Wanda")));
         assert!(reason(Kind::Gptaq).is_some_and(|reason| reason.contains("grids")));
-        for kind in [Kind::DuoGpt, Kind::SparseGpt, Kind::ActivationPruning] {
+        for kind in [Kind::DuoGpt, Kind::SparseGpt, Kind::Activation] {
             assert_eq!(reason(kind), None);
         }
         assert_eq!(<Cpu as Inspect<f32>>::unsupported(Kind::Wanda), None);

@@ -1,19 +1,41 @@
-//! What a golden file holds.
+//! What a case computes.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// The kinds of golden files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+/// The algorithms of the test vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// One DuoGPT layer with its traces.
+    /// Second-order pruning with the output residual.
     DuoGpt,
-    /// Runs of SparseGPT on one layer.
+    /// Second-order pruning.
     SparseGpt,
-    /// Runs of Wanda on one layer.
+    /// Weight magnitude times input norm.
     Wanda,
-    /// Runs of GPTAQ on one layer.
+    /// Weight magnitude.
+    Magnitude,
+    /// Second-order quantisation.
+    Gptq,
+    /// Second-order quantisation with the output residual.
     Gptaq,
-    /// Activation pruning alone.
-    ActivationPruning,
+    /// Activation pruning, a threshold per token.
+    Activation,
+    /// Activation pruning, a threshold per tensor.
+    Teal,
+}
+
+impl Kind {
+    /// Its name in the vectors.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::DuoGpt => "duogpt",
+            Kind::SparseGpt => "sparsegpt",
+            Kind::Wanda => "wanda",
+            Kind::Magnitude => "magnitude",
+            Kind::Gptq => "gptq",
+            Kind::Gptaq => "gptaq",
+            Kind::Activation => "activation",
+            Kind::Teal => "teal",
+        }
+    }
 }

@@ -1,9 +1,12 @@
 //! Holding an implementation to the original's outputs, or to any other implementation's.
 
+pub mod causes;
 pub mod compare;
-pub mod golden;
 pub mod html;
 pub mod inspect;
 pub mod kind;
+mod markup;
+mod picture;
 pub mod report;
 pub mod tensors;
+pub mod vectors;

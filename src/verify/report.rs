@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::compare::{Comparison, Decisions, Pattern, Place, UlpHistogram};
 use super::kind::Kind;
@@ -17,6 +17,9 @@ pub struct Report {
     pub environment: Environment,
     /// File by file.
     pub files: Vec<FileReport>,
+    /// Results that must be rejected.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub negatives: Vec<NegativeReport>,
 }
 
 /// The outcome of one file.
@@ -29,13 +32,101 @@ pub struct FileReport {
     /// The file it was compared with; none where the reference was run on its inputs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected: Option<PathBuf>,
-    /// What it holds; none where it is no golden file.
+    /// What it holds; none where two files were compared.
     pub kind: Option<Kind>,
     /// Stage by stage, in the order of the algorithm.
     pub stages: Vec<Stage>,
     /// What was not compared, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_compared: Vec<String>,
+    /// The case of the test vectors that it was held to, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub case: Option<CaseFacts>,
+}
+
+/// What a case of the test vectors is about, and where its result first went wrong.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CaseFacts {
+    /// `<algorithm>/<id>`.
+    pub name: String,
+    /// Why the case exists.
+    pub flags: Vec<CaseFlag>,
+    /// The first wrong step in time; none where everything is right.
+    pub failure: Option<Failure>,
+    /// What usually causes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// The accepted outcome that fits, where it is not the case's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alternative: Option<String>,
+}
+
+/// What a case tests, or where the tool does what its paper does not say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaseFlag {
+    /// Its name.
+    pub id: String,
+    /// What a reader should know.
+    pub reason: String,
+}
+
+/// The first wrong step of a result.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Failure {
+    /// The stage.
+    pub stage: String,
+    /// The tensor.
+    pub tensor: String,
+    /// The slice of columns, or the block; empty where a tensor is compared at once.
+    pub place: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let parts = [&self.stage, &self.place, &self.tensor].map(String::as_str);
+        let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        write!(f, "{}: {}", parts.join(", "), self.why)
+    }
+}
+
+/// A result that must be rejected, and where it was.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NegativeReport {
+    /// `negative/<id>`.
+    pub name: String,
+    /// What is wrong with it.
+    pub defect: String,
+    /// The stage at which it must be rejected.
+    pub expected: String,
+    /// Where it was.
+    pub failure: Option<Failure>,
+    /// Whether that is the stage and the place.
+    pub rejected_at_its_stage: bool,
+    /// Whether its output alone is rejected too.
+    pub rejected_by_its_output: bool,
+}
+
+impl NegativeReport {
+    /// Whether it was rejected as it must be.
+    pub fn passed(&self) -> bool {
+        self.rejected_at_its_stage && self.rejected_by_its_output
+    }
+
+    /// One line.
+    pub fn to_text(&self) -> String {
+        let found = self.failure.as_ref().map_or("passes".into(), |failure| format!("rejected at {failure}"));
+        let verdict = if self.passed() { "PASS" } else { "FAIL" };
+        let mut text = format!("{verdict}  {}  {found}\n", self.name);
+        if !self.rejected_at_its_stage {
+            text += &format!("      must be rejected at {}: {}\n", self.expected, self.defect);
+        }
+        if !self.rejected_by_its_output {
+            text += "      its output alone passes\n";
+        }
+        text
+    }
 }
 
 /// The outcome of one stage, or of one tensor.
@@ -102,6 +193,14 @@ impl Stage {
             Outcome::Values(values) => values.first.or(values.worst),
             Outcome::Decisions(decisions) => decisions.flips.first().map(|flip| flip.place),
             Outcome::Shapes { .. } => None,
+        }
+    }
+
+    /// How much of the budget is used, in percent; 0 for decisions.
+    pub fn budget_used(&self) -> f64 {
+        match &self.outcome {
+            Outcome::Values(values) => values.budget_used(),
+            _ => 0.0,
         }
     }
 
@@ -218,14 +317,23 @@ fn explain_decisions(d: &Decisions) -> Vec<String> {
 }
 
 impl FileReport {
-    /// Whether every stage holds.
+    /// Whether every stage holds; of a case, whether nothing of it is wrong.
     pub fn passed(&self) -> bool {
-        self.stages.iter().all(|stage| stage.passed)
+        match &self.case {
+            Some(case) => case.failure.is_none(),
+            None => self.stages.iter().all(|stage| stage.passed),
+        }
     }
 
-    /// A line per stage, and an explanation below each that fails.
+    /// A line per stage, and an explanation below each that fails. Of a case that passes, one line.
     pub fn to_text(&self) -> String {
         let mut text = format!("{}\n", self.path.display());
+        if let Some(case) = &self.case {
+            text = self.case_text(case);
+            if self.passed() {
+                return text;
+            }
+        }
         for stage in &self.stages {
             let verdict = if stage.passed { "PASS" } else { "FAIL" };
             let largest = stage.place().filter(|_| stage.passed);
@@ -238,6 +346,31 @@ impl FileReport {
         self.not_compared.iter().for_each(|what| text += &format!("  skipped: {what}\n"));
         text
     }
+
+    /// The verdict on a case: where it goes wrong, why it exists, what usually causes such a failure.
+    fn case_text(&self, case: &CaseFacts) -> String {
+        let Some(failure) = &case.failure else {
+            let used = self.stages.iter().map(Stage::budget_used).fold(0.0, f64::max);
+            let mut text = format!("PASS  {}  {} stages", case.name, self.stages.len());
+            if used > 0.0 {
+                text += &format!(", at most {} of the budget used", percent(used));
+            }
+            if let Some(alternative) = &case.alternative {
+                text += &format!("; the accepted outcome `{alternative}`");
+            }
+            text.push('\n');
+            self.not_compared.iter().for_each(|what| text += &format!("      skipped: {what}\n"));
+            return text;
+        };
+        let mut text = format!("FAIL  {}\n  first failing stage: {failure}\n", case.name);
+        if let Some(cause) = &case.cause {
+            text += &format!("  usual causes: {cause}\n");
+        }
+        for flag in &case.flags {
+            text += &format!("  the case: {}: {}\n", flag.id, flag.reason);
+        }
+        text
+    }
 }
 
 impl Report {
@@ -248,7 +381,7 @@ impl Report {
             false => argument,
         };
         let command = std::env::args().map(quoted).collect::<Vec<_>>().join(" ");
-        Report { command, environment: Environment::here(backend), files }
+        Report { command, environment: Environment::here(backend), files, negatives: Vec::new() }
     }
 
     /// All stages of all files.
@@ -256,9 +389,14 @@ impl Report {
         self.files.iter().flat_map(|file| &file.stages)
     }
 
-    /// Stages that do not hold.
+    /// Cases whose result is wrong, stages of other files that do not hold, and wrong results that were not rejected.
     pub fn failed(&self) -> usize {
-        self.stages().filter(|stage| !stage.passed).count()
+        let failed = |file: &FileReport| match file.case {
+            Some(_) => usize::from(!file.passed()),
+            None => file.stages.iter().filter(|stage| !stage.passed).count(),
+        };
+        self.files.iter().map(failed).sum::<usize>()
+            + self.negatives.iter().filter(|negative| !negative.passed()).count()
     }
 
     /// Pretty-printed JSON.

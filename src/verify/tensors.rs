@@ -1,7 +1,7 @@
 //! Two safetensors files, tensor by tensor: a recorded run and somebody's port of it.
 //!
 //! Tensors of equal name are compared in the order in which the algorithm makes them, so that the first that fails is
-//! the place to look. Names are those of the golden files (`stats.hessian`, `trace.hinv_chol`, `trace.mask`,
+//! the place to look. Names are those of the test vectors (`stats.hessian`, `trace.hinv_chol`, `trace.mask`,
 //! `output.weight`, ...) or of a checkpoint; any other name does too.
 //!
 //! * Integers, booleans and masks are decisions: counted, and weighed by the recorded scores where there are any.
@@ -12,8 +12,8 @@
 use ndarray::{Array2, Zip};
 
 use super::compare::{Processing, compare, compare_decisions};
-use super::golden::{Cuts, GoldenError, recorded_cuts};
 use super::report::{FileReport, Stage};
+use super::vectors::{Case, CaseError, Cuts};
 use crate::model::architecture::index_of_weight;
 use crate::tensors::TensorFile;
 
@@ -21,16 +21,16 @@ use crate::tensors::TensorFile;
 /// tensor, and for decisions to the largest score.
 ///
 /// # Errors
-/// [`GoldenError`] when a tensor cannot be read, or the files have none in common.
+/// [`CaseError`] when a tensor cannot be read, or the files have none in common.
 pub fn compare_files(
     expected: &TensorFile,
     found: &TensorFile,
     tolerance: f64,
-) -> Result<FileReport, GoldenError> {
+) -> Result<FileReport, CaseError> {
     let mut names: Vec<&str> = expected.names().filter(|name| found.get(name).is_some()).collect();
     names.sort_by_key(|name| turn(name));
     if names.is_empty() {
-        return Err(GoldenError::Malformed {
+        return Err(CaseError::Malformed {
             path: found.path().to_path_buf(),
             detail: format!(
                 "no tensor has the name of one in {}; give tensors that mean the same the same name",
@@ -63,25 +63,49 @@ pub fn compare_files(
         kind: None,
         stages,
         not_compared: [only(expected, found), only(found, expected)].concat(),
+        case: None,
     })
+}
+
+/// The scores and the mask of a case, where the file is one's `tensors.safetensors`.
+fn recorded_cuts(file: &TensorFile) -> Result<Option<Cuts>, CaseError> {
+    match file.path().parent() {
+        Some(folder)
+            if file.path().ends_with("tensors.safetensors") && folder.join("case.json").is_file() =>
+        {
+            Ok(Cuts::recorded(&Case::load(folder)?))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// When the algorithm makes a tensor: stage, layer, place within the layer, name.
 fn turn(name: &str) -> (usize, usize, usize, &str) {
-    const STAGES: [&str; 14] = [
+    const STAGES: [&str; 25] = [
         "input.",
         "stats.hessian",
         "stats.dxxt",
         "stats.dxdxt",
+        "stats.",
+        "trace.dead",
         "trace.perm",
+        "trace.damping",
         "trace.hinv_chol",
         "trace.q_matrix",
         "trace.p_matrix",
         "trace.coef_a",
         "trace.coef_b",
         "trace.coef_2c",
+        "trace.centers",
+        "trace.metric",
+        "trace.alphas",
+        "trace.threshold",
         "trace.score",
         "trace.mask",
+        "trace.scale",
+        "trace.zero",
+        "trace.codes",
+        "trace.err",
         "output.",
     ];
     let first = |found: Option<usize>| found.unwrap_or(usize::MAX);
@@ -97,7 +121,7 @@ fn compare_tensor(
     found: &TensorFile,
     cuts: Option<&Cuts>,
     tolerance: f64,
-) -> Result<Vec<Stage>, GoldenError> {
+) -> Result<Vec<Stage>, CaseError> {
     let ((expected, expected_type), (mut found, found_type)) = (expected.values(name)?, found.values(name)?);
     let natural: Vec<usize> = (0..expected.ncols()).collect();
     // Scores belong to the one weight of the file, as columns of processing order.

@@ -18,6 +18,20 @@ use duogpt::tensors::FloatType;
 use libtest_mimic::Failed;
 use serde_json::Value;
 
+/// The models of `fixtures/architectures`; its `make.py` says what each of them covers.
+pub const ARCHITECTURE_MODELS: [&str; 10] = [
+    "llama-biased",
+    "mistral",
+    "mistral-full",
+    "qwen2",
+    "qwen2-window",
+    "qwen3",
+    "qwen3-window",
+    "opt",
+    "opt-post-norm",
+    "opt-plain",
+];
+
 /// A file or directory under `fixtures/`.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)

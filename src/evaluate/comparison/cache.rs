@@ -1,4 +1,4 @@
-//! Results that need not be computed again: each is a JSON file, named by the SHA-256 of all that it depends on.
+//! A cache of results: each is a JSON file, named by the SHA-256 of everything that it depends on.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub enum CacheError {
     /// The operating system refused.
     #[error(transparent)]
     File(#[from] TensorError),
-    /// Another process uses it.
+    /// Another process has it open.
     #[error("{}: another run uses this cache; wait until it ends, or choose another directory", path.display())]
     InUse {
         /// The directory.
@@ -30,7 +30,7 @@ pub enum CacheError {
 pub enum Lookup<R> {
     /// The result.
     Found(R),
-    /// Nothing.
+    /// No result.
     Absent,
     /// A file that is not a result of this key.
     Damaged {
@@ -49,19 +49,19 @@ pub struct Cache {
 
 #[derive(Serialize, Deserialize)]
 struct Entry {
-    /// Of key and result.
+    /// SHA-256 of key and result.
     sha256: String,
     key: Value,
     result: Value,
 }
 
-/// SHA-256 of a JSON value as it is written compactly, in hexadecimal.
+/// SHA-256 of the compact text of a JSON value, in hexadecimal.
 pub fn digest(value: &Value) -> String {
     base16ct::lower::encode_string(&Sha256::digest(value.to_string()))
 }
 
 impl Cache {
-    /// Opens a directory, and creates it where there is none.
+    /// Opens a directory, and creates it if it does not exist.
     ///
     /// # Errors
     /// [`CacheError`]: it cannot be created, or is open elsewhere.
@@ -76,7 +76,7 @@ impl Cache {
         }
     }
 
-    /// Where the result of a key is.
+    /// The path of the result of a key.
     pub fn path(&self, key: &Value) -> PathBuf {
         self.directory.join(format!("{}.json", digest(key)))
     }

@@ -1,4 +1,4 @@
-//! What each step of a comparison costs, roughly: its part of the progress of the whole.
+//! A rough cost of each step of a comparison: its share of the progress bar.
 
 use super::job::MethodComparison;
 use super::plan::PlannedModel;
@@ -6,14 +6,14 @@ use crate::calibrate::windows::Windows;
 use crate::evaluate::zero_shot::{self, ZeroShotError};
 use crate::model::tokenizer::Tokenizer;
 
-/// Tokens through the model in one unit of progress.
+/// Tokens of a forward pass in one unit of progress.
 const UNIT: u64 = 256;
 
 /// Costs in units of progress, at least 1 each.
 pub(super) struct Costs {
-    /// Of one perplexity.
+    /// One perplexity.
     pub perplexity: u64,
-    /// Of each task.
+    /// Each task.
     pub tasks: Vec<u64>,
 }
 
@@ -32,7 +32,7 @@ impl Costs {
         Ok(Costs { perplexity: units(tokens(job.evaluation)), tasks })
     }
 
-    /// All that a model still lacks. `prunes` says whether pruning it is a part of that.
+    /// All missing results of a model; with `prunes`, pruning it too.
     pub fn missing(&self, job: &MethodComparison, model: &PlannedModel, prunes: bool) -> u64 {
         let perplexities = model.perplexity.iter().filter(|(_, found)| found.is_none()).count() as u64;
         let tasks = model.accuracy.iter().flat_map(|(_, found)| found.iter().zip(&self.tasks));

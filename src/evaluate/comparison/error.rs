@@ -31,7 +31,7 @@ pub enum ComparisonError {
         "there is nothing to measure: give a text or token windows (--evaluation FILE), or tasks (--data DIR)"
     )]
     NothingToMeasure,
-    /// A jitter that rounding swallows, or that is too large to be one.
+    /// A jitter that is lost in rounding, or too large.
     #[error(
         "a jitter of {relative:e} is outside [{smallest:.1e}, 0.1]: a smaller one is lost in {precision} rounding, a \
          larger one makes another model"
@@ -39,7 +39,7 @@ pub enum ComparisonError {
     Jitter {
         /// What was given.
         relative: f64,
-        /// Distance between neighbouring numbers of the run's arithmetic, relative.
+        /// The relative distance between neighbouring numbers of the run's arithmetic.
         smallest: f64,
         /// That arithmetic.
         precision: &'static str,

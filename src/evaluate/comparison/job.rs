@@ -40,9 +40,9 @@ pub struct MethodComparison<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Calibration data; the dense weights and magnitude need none.
     pub calibration: Option<&'a Windows>,
-    /// What perplexity is measured on.
+    /// The windows for perplexity.
     pub evaluation: Option<&'a Windows>,
-    /// What accuracy is measured on.
+    /// The tasks for accuracy.
     pub tasks: &'a [TaskData],
     /// Methods and sparsities.
     pub points: Vec<Point>,
@@ -59,7 +59,7 @@ pub struct MethodComparison<'a> {
 }
 
 impl MethodComparison<'_> {
-    /// Checks everything that can be known to fail before hours of work.
+    /// Checks, before hours of work, everything that can be checked beforehand.
     pub(super) fn check<T: Scalar>(&self) -> Result<(), ComparisonError> {
         if self.evaluation.is_none() && self.tasks.is_empty() {
             return Err(ComparisonError::NothingToMeasure);

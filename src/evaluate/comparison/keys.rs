@@ -1,4 +1,4 @@
-//! Keys of the cache: all that a result depends on.
+//! Keys of the cache: everything that a result depends on.
 
 use std::fs::File;
 use std::io::Read;
@@ -18,11 +18,11 @@ use crate::progress::Observer;
 use crate::reference::Method;
 use crate::tensors::TensorError;
 
-/// What all results of a comparison depend on, and what they are measured on.
+/// What all results of a comparison depend on: program, machine, model and data.
 pub(super) struct Keys {
     /// SHA-256 of the content of the dense model's files.
     pub dense_model: String,
-    /// Where the comparison runs.
+    /// The program and the machine.
     pub environment: Environment,
     program: String,
     precision: &'static str,
@@ -32,7 +32,7 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Reads the model and this program; `observer` hears how far that is.
+    /// Hashes the model and this program; `observer` gets the progress.
     pub fn read<T: Scalar>(
         job: &MethodComparison,
         environment: Environment,
@@ -50,7 +50,7 @@ impl Keys {
         })
     }
 
-    /// What a model depends on: `activation_sparsity` is that of its calibration.
+    /// What a pruned model depends on; `activation_sparsity` is that of its calibration.
     pub fn model(
         &self,
         job: &MethodComparison,

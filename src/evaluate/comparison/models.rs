@@ -12,7 +12,7 @@ use super::report::Pruning;
 use crate::calibrate::report::{self, LinearReport};
 use crate::tensors::TensorError;
 
-/// Inside the directory of models: those that are removed once they are measured.
+/// The subdirectory of models that are removed once they are measured.
 const TEMPORARY: &str = "temporary";
 
 /// Where a pruned model is, or will be.
@@ -30,7 +30,7 @@ impl ModelDirectory {
         }
     }
 
-    /// Whether the model has to be pruned: it is not there, and something needs it.
+    /// Whether the model has to be pruned: it does not exist, and a measurement needs it.
     pub fn must_prune(&self, job: &MethodComparison, model: &PlannedModel) -> bool {
         model.method.is_some()
             && !self.path.is_dir()
@@ -45,12 +45,12 @@ impl ModelDirectory {
         }
     }
 
-    /// A temporary model is removed when what this returns is dropped: it is measured then, or could not be.
+    /// A guard that removes a temporary model when it is dropped.
     pub fn remove_when_measured(&self) -> Option<RemoveOnDrop<'_>> {
         self.temporary.then(|| RemoveOnDrop(&self.path))
     }
 
-    /// What the pruning run that made the model says of itself.
+    /// The report of the pruning run that made the model.
     pub fn read_report(&self) -> Result<Pruning, ComparisonError> {
         #[derive(Deserialize)]
         struct Totals {
@@ -70,7 +70,7 @@ impl ModelDirectory {
     }
 }
 
-/// Removes the directories of models where nothing is left in them.
+/// Removes the directories of models that are empty.
 pub(super) fn remove_empty(job: &MethodComparison) {
     for directory in [job.models.join(TEMPORARY), job.models.clone()] {
         let _ = fs::remove_dir(directory); // the system refuses where something is left

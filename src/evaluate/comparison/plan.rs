@@ -1,4 +1,4 @@
-//! The models that are to be measured, each once, and what is to be measured of each.
+//! The models to measure, each once, and the measurements of each.
 
 use serde_json::Value;
 
@@ -11,15 +11,15 @@ use crate::evaluate::zero_shot::Accuracy;
 use crate::model::Jitter;
 use crate::reference::Method;
 
-/// One model that is to be measured, and what is known of it. Whatever is `None` has still to be computed.
+/// One model to measure, with its known results; a result that is `None` has still to be computed.
 pub(super) struct PlannedModel {
     pub method: Option<Method>,
     /// p_x during calibration.
     pub activation_sparsity: f64,
     pub jitter: Option<Jitter>,
-    /// All that the model depends on.
+    /// Everything that the model depends on.
     pub key: Value,
-    /// Method, sparsities and repeat: for readers.
+    /// Method, sparsities and repeat, to show.
     pub label: String,
     pub pruning: Option<Pruning>,
     /// By activation sparsity.
@@ -67,7 +67,7 @@ impl PlannedModel {
         }
     }
 
-    /// Adds what a point with this activation sparsity asks for, as far as no other point has.
+    /// Adds the measurements that a point with this activation sparsity needs, unless another point has added them.
     fn measure_at(&mut self, job: &MethodComparison, p: f64) {
         for p in [0.0, p] {
             if job.evaluation.is_some() && self.perplexity.iter().all(|(other, _)| *other != p) {
@@ -88,7 +88,7 @@ impl PlannedModel {
             || self.accuracy.iter().any(|(_, found)| found.iter().any(Option::is_none))
     }
 
-    /// What is known of it at one activation sparsity.
+    /// Its results at one activation sparsity.
     fn run_at(&self, job: &MethodComparison, p: f64) -> MethodRun {
         let perplexity_at = |p: f64| self.perplexity.iter().find(|(at, _)| *at == p)?.1.clone();
         let accuracies = self.accuracy.iter().filter(|(at, _)| *at == p).flat_map(|(_, found)| found);
@@ -104,10 +104,10 @@ impl PlannedModel {
     }
 }
 
-/// All models of a comparison, each once: a method that does not see the activation sparsity has one for all of them.
+/// All models of a comparison, each once: a method that does not see the activation sparsity has one model for all of them.
 pub(super) struct Plan {
     pub models: Vec<PlannedModel>,
-    /// By point, method and repeat: the number of the model.
+    /// The number of the model, by point, method and repeat.
     pub numbers: Vec<Vec<Vec<usize>>>,
 }
 
@@ -135,7 +135,7 @@ impl Plan {
         Plan { models, numbers }
     }
 
-    /// What is known of every method and repeat of the point with this number.
+    /// The results of every method and repeat of the point with this number.
     pub fn runs(&self, job: &MethodComparison, point: usize) -> Vec<Vec<MethodRun>> {
         let p = job.points[point].activation_sparsity;
         let run = |&number: &usize| self.models[number].run_at(job, p);

@@ -15,7 +15,7 @@ use crate::evaluate::zero_shot::tasks::Task;
 use crate::model::Jitter;
 use crate::reference::{Method, Sparsity};
 
-/// What a method is measured by.
+/// A quantity by which methods are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Quantity {
     /// Perplexity without activation pruning.
@@ -42,7 +42,7 @@ impl Quantity {
         }
     }
 
-    /// Whether more is better.
+    /// Whether a larger value is better.
     pub fn is_accuracy(self) -> bool {
         !matches!(self, Quantity::PerplexityDenseActivations | Quantity::Perplexity)
     }
@@ -57,16 +57,16 @@ impl Serialize for Quantity {
 /// A quantity of one method, compared with the other methods of the point.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
-    /// Over the repeats.
+    /// Mean and deviation over the repeats.
     #[serde(flatten)]
     pub estimate: Estimate,
-    /// Difference to the dense weights at the same activation sparsity; null where those are not compared.
+    /// Difference to the dense weights at the same activation sparsity; null if those are not compared.
     pub gap_to_dense: Option<f64>,
-    /// Among the methods that prune; null where there is only one, and for the dense weights.
+    /// The rank among the methods that prune; null if there is only one, and for the dense weights.
     pub standing: Option<Standing>,
 }
 
-/// What a pruning run reported.
+/// The report of a pruning run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pruning {
     /// Wall-clock time.
@@ -86,7 +86,7 @@ pub struct MethodRun {
     pub jitter: Option<Jitter>,
     /// Null for the dense model.
     pub pruning: Option<Pruning>,
-    /// Without activation pruning.
+    /// Perplexity without activation pruning.
     pub perplexity_dense_activations: Option<Perplexity>,
     /// With the point's activation sparsity.
     pub perplexity: Option<Perplexity>,
@@ -101,7 +101,7 @@ pub struct MethodResult {
     pub method: &'static str,
     /// Its settings; null for the dense weights.
     pub settings: Option<Method>,
-    /// What it achieves.
+    /// Every quantity.
     pub quantities: BTreeMap<Quantity, Measured>,
     /// By decoder layer: the mean over its linears of error / error of the best weights for the same mask. Empty where
     /// it was not asked for, and for the dense weights.
@@ -123,16 +123,16 @@ pub struct PointResult {
     pub rows: Vec<MethodResult>,
 }
 
-/// Which windows were used.
+/// The windows that were used.
 #[derive(Clone, Debug, Serialize)]
 pub struct WindowsSummary {
     /// Where they came from.
     pub source: String,
-    /// How many.
+    /// Number of windows.
     pub windows: usize,
-    /// Tokens in each.
+    /// Tokens per window.
     pub sequence_length: usize,
-    /// Of the tokens.
+    /// SHA-256 of the tokens.
     pub sha256: String,
 }
 
@@ -167,7 +167,7 @@ pub struct ComparisonReport {
     pub model_sha256: String,
     /// Calibration data.
     pub calibration: Option<WindowsSummary>,
-    /// What perplexity was measured on.
+    /// The windows for perplexity.
     pub evaluation: Option<WindowsSummary>,
     /// Documents per task.
     pub documents: BTreeMap<Task, usize>,
@@ -175,10 +175,10 @@ pub struct ComparisonReport {
     pub precision: &'static str,
     /// How often each method pruned.
     pub repeats: Repeats,
-    /// What this comparison had to compute.
+    /// How much was computed and how much was cached.
     pub steps: Steps,
     /// Every pair of sparsities.
     pub points: Vec<PointResult>,
-    /// Where it took place.
+    /// The program and the machine.
     pub environment: Environment,
 }

@@ -26,8 +26,8 @@ use crate::model::tokenizer::Tokenizer;
 use crate::progress::{Observer, Portion};
 
 impl MethodComparison<'_> {
-    /// Computes, in the arithmetic `T`, what the cache does not hold. `finished` hears of every point as soon as all of
-    /// its methods are measured.
+    /// Computes, in the arithmetic `T`, what the cache does not hold. `finished` is called with every point as soon as
+    /// all of its methods are measured.
     ///
     /// # Errors
     /// [`ComparisonError`]. What was finished before stays in the cache.
@@ -66,7 +66,7 @@ impl MethodComparison<'_> {
     }
 }
 
-/// What all steps of a comparison need.
+/// The state that all steps of a comparison share.
 struct Runner<'a, T, B> {
     job: &'a MethodComparison<'a>,
     backend: &'a B,
@@ -126,13 +126,13 @@ impl<'a, T: Scalar, B: Backend<T>> Runner<'a, T, B> {
         }
     }
 
-    /// What a model still costs.
+    /// The cost of a model's missing results.
     fn cost(&self, model: &PlannedModel) -> u64 {
         let prunes = ModelDirectory::of(self.job, model).must_prune(self.job, model);
         self.costs.missing(self.job, model, prunes)
     }
 
-    /// Prunes and measures, as far as that is still to be done.
+    /// Prunes the model and measures it, where results are missing.
     fn carry_out(&mut self, model: &mut PlannedModel) -> Result<(), ComparisonError> {
         let Some(method) = model.method else {
             return self.measure(model, self.job.checkpoint);
@@ -161,7 +161,7 @@ impl<'a, T: Scalar, B: Backend<T>> Runner<'a, T, B> {
         self.measure(model, &Checkpoint::open(&directory.path)?)
     }
 
-    /// Measures what is missing, on the checkpoint that the model lies in.
+    /// Measures what is missing, on the model's checkpoint.
     fn measure(&mut self, model: &mut PlannedModel, checkpoint: &Checkpoint) -> Result<(), ComparisonError> {
         for number in 0..model.perplexity.len() {
             self.measure_perplexity(model, number, checkpoint)?;

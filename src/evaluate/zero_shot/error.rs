@@ -17,9 +17,9 @@ pub enum ZeroShotError {
         format!("the tasks that the directory has: {there}")
     })]
     NoTask {
-        /// Where the task would be.
+        /// The expected file.
         path: PathBuf,
-        /// The tasks that are there.
+        /// The tasks that have files.
         there: String,
     },
     /// A line that cannot be evaluated.
@@ -27,12 +27,12 @@ pub enum ZeroShotError {
     Document {
         /// The task file.
         path: PathBuf,
-        /// From 1.
+        /// The line, from 1.
         line: usize,
         /// What is wrong with it.
         detail: String,
     },
-    /// Nothing to evaluate.
+    /// A file without documents.
     #[error("{}: the file has no documents", path.display())]
     NoDocuments {
         /// The task file.

@@ -1,7 +1,7 @@
 //! Results in the layout of lm-evaluation-harness 0.4.8, for the tools that read it.
 //!
-//! What describes the harness's own run (its model class, seeds, versions of its libraries) has no counterpart;
-//! `config` describes ours.
+//! Entries about the harness's own run (its model class, seeds, versions of its libraries) are left out; `config` describes
+//! this program's run.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::TaskOutcome;
 use super::metrics::Metric;
 use super::tasks::Task;
 
-/// What a result was measured with.
+/// The settings of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
     /// The model directory.
@@ -22,7 +22,7 @@ pub struct Run<'a> {
     pub activation_sparsity: f64,
     /// The file with thresholds that prune them instead.
     pub thresholds: Option<&'a Path>,
-    /// At most so many documents per task.
+    /// Upper limit of the documents per task.
     pub limit: Option<usize>,
     /// Longest input of the model.
     pub max_length: usize,

@@ -14,7 +14,7 @@ use crate::model::forward::{Forward, Layout, State};
 use crate::progress::{Observer, Portion};
 use crate::tensors::TensorError;
 
-/// What the model says of one request.
+/// The score of one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Likelihood {
     /// ln p(continuation | context), in nats.
@@ -23,11 +23,11 @@ pub struct Likelihood {
     pub is_greedy: bool,
 }
 
-/// Rows of hidden state that are in memory at a time.
+/// Upper limit of the rows of hidden state in memory at a time.
 const ROWS_PER_BATCH: usize = 1 << 15;
 
 /// Scores the requests of every document, with `activations` at the input of every linear of a decoder layer (not of
-/// lm_head). What the requests of a document have in common at their beginning is computed once.
+/// lm_head). The common beginning of a document's requests is computed once.
 ///
 /// # Errors
 /// [`TensorError`] when a tensor cannot be read.
@@ -99,13 +99,13 @@ struct Shared {
 /// One request in them.
 struct Placed {
     branch: usize,
-    /// Tokens that the model sees.
+    /// Tokens of the model's input.
     length: usize,
 }
 
 impl Shared {
-    /// The trunk is what the inputs themselves have in common, position by position. So it is right also where they
-    /// were cut on the left, each at another place: it is then short or empty.
+    /// The trunk is what the inputs themselves have in common, position by position. So it is also right if
+    /// they were cut on the left at different places: it is then short or empty.
     fn new(requests: &[Request], longest: usize) -> Self {
         let inputs: Vec<Vec<u32>> = requests.iter().map(|request| request.input(longest)).collect();
         let first = inputs.first().map_or(&[][..], |input| input);

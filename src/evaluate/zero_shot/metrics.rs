@@ -12,14 +12,14 @@ pub struct Scored {
     pub gold: usize,
     /// Index of the most likely choice.
     pub prediction: usize,
-    /// Index of the choice that is most likely per character; of tasks that count it.
+    /// Index of the choice that is most likely per character, for tasks that report it.
     pub prediction_norm: Option<usize>,
-    /// One per choice.
+    /// One score per choice.
     pub likelihoods: Vec<Likelihood>,
 }
 
 impl Scored {
-    /// Of equal scores the first counts.
+    /// Of equal scores the first wins.
     pub fn new(task: Task, document: &Document, likelihoods: Vec<Likelihood>) -> Self {
         let scores = likelihoods.iter().map(|likelihood| likelihood.log_likelihood);
         // A choice without characters divides by zero: minus infinity.

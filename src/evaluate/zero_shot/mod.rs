@@ -40,21 +40,21 @@ pub struct TaskOutcome {
     pub original: usize,
     /// The documents that were evaluated, in the order of the file.
     pub documents: Vec<Scored>,
-    /// How many of them were answered rightly.
+    /// Their accuracies.
     pub accuracy: Accuracy,
 }
 
-/// How good a model is at a task.
+/// Accuracies of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
-    /// How often the most likely choice is right.
+    /// Accuracy of the most likely choice.
     pub acc: Metric,
-    /// How often the choice that is most likely per character is right.
+    /// Accuracy of the choice that is most likely per character.
     pub acc_norm: Option<Metric>,
 }
 
 impl Accuracy {
-    /// The one that the paper's averages take: per character where the task has it.
+    /// The accuracy that the paper's averages use: per character where the task has that.
     pub fn headline(&self) -> Metric {
         self.acc_norm.unwrap_or(self.acc)
     }
@@ -77,7 +77,7 @@ impl TaskOutcome {
     }
 }
 
-/// The mean of the tasks' headline accuracies; none where `of` has no accuracy for one of the tasks.
+/// The mean of the tasks' headline accuracies; `None` if one of the tasks has none in `of`.
 pub fn average(of: impl Fn(Task) -> Option<Accuracy>, tasks: &[Task]) -> Option<Metric> {
     let each: Vec<Metric> =
         tasks.iter().map(|&task| of(task).map(|accuracy| accuracy.headline())).collect::<Option<_>>()?;

@@ -1,4 +1,4 @@
-//! From strings to tokens: where a request is split, and what of it the model sees.
+//! From strings to tokens: where a request is split, and which of its tokens the model gets.
 
 use super::tasks::Choice;
 use super::text::is_white_space;
@@ -8,9 +8,9 @@ use crate::model::tokenizer::Tokenizer;
 /// A request in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What is given: at least one token.
+    /// The given tokens, at least one.
     pub context: Vec<u32>,
-    /// What is scored: at least one token, and no more than the model's context.
+    /// The scored tokens: at least one, and no more than the model's context.
     pub continuation: Vec<u32>,
 }
 
@@ -20,7 +20,7 @@ impl Request {
     /// as the context has alone. Only an empty context gets a token of its own.
     ///
     /// # Errors
-    /// What keeps the choice from being scored: a continuation without tokens or longer than the model's context, a
+    /// Why the choice cannot be scored: a continuation without tokens or longer than the model's context, a
     /// token outside the vocabulary, no prefix token.
     pub fn encode(choice: &Choice, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Self, String> {
         let (context, continuation) = if choice.context.is_empty() {
@@ -48,17 +48,17 @@ impl Request {
         Ok(Request { context, continuation })
     }
 
-    /// Tokens up to the last one, which is only predicted.
+    /// The number of tokens without the last one, which is only predicted.
     fn seen(&self) -> usize {
         self.context.len() + self.continuation.len() - 1
     }
 
-    /// Whether a model that sees `longest` tokens does not see the beginning.
+    /// Whether the beginning is cut off for a model with a context of `longest` tokens.
     pub fn is_cut(&self, longest: usize) -> bool {
         self.seen() > longest
     }
 
-    /// What the model sees: all but the last token, and of these the last `longest`.
+    /// The model's input: all tokens but the last, and of these the last `longest`.
     pub fn input(&self, longest: usize) -> Vec<u32> {
         let seen = self.seen();
         let tokens = self.context.iter().chain(&self.continuation).copied();

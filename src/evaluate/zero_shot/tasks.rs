@@ -33,7 +33,7 @@ pub enum Task {
     Piqa,
     /// How a scene goes on.
     Hellaswag,
-    /// Whom or what a sentence means.
+    /// What a pronoun refers to.
     Winogrande,
     /// School science.
     ArcEasy,
@@ -74,7 +74,7 @@ impl Task {
         }
     }
 
-    /// Whether the log-likelihood per character counts too.
+    /// Whether the harness also reports accuracy by log-likelihood per character.
     pub fn has_acc_norm(self) -> bool {
         !matches!(self, Task::Winogrande | Task::Boolq)
     }
@@ -160,18 +160,18 @@ pub struct TaskData {
     pub task: Task,
     /// The file.
     pub path: PathBuf,
-    /// Those to evaluate, in the order of the file.
+    /// The documents to evaluate, in the order of the file.
     pub documents: Vec<Document>,
-    /// How many the file holds.
+    /// Number of documents in the file.
     pub original: usize,
 }
 
 /// One question.
 #[derive(Clone, Debug, Serialize)]
 pub struct Document {
-    /// Where it stands in the file, from 1.
+    /// Its line in the file, from 1.
     pub line: usize,
-    /// What is to be compared.
+    /// The choices.
     pub choices: Vec<Choice>,
     /// Index of the right one.
     pub gold: usize,
@@ -180,16 +180,16 @@ pub struct Document {
 /// One request: how likely `continuation` is after `context`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Choice {
-    /// What is given; may be empty.
+    /// The given text; may be empty.
     pub context: String,
-    /// What is scored, with the space that parts it from the context.
+    /// The scored text, with the space that separates it from the context.
     pub continuation: String,
     /// Unicode code points of the choice, without that space.
     pub characters: usize,
 }
 
 impl TaskData {
-    /// SHA-256 of task and documents, in hexadecimal: the data, wherever they come from.
+    /// SHA-256 of task and documents, in hexadecimal: identifies the data regardless of its path.
     pub fn digest(&self) -> String {
         let content = serde_json::to_vec(&(self.task, &self.documents)).expect("documents are plain data");
         base16ct::lower::encode_string(&Sha256::digest(content))
@@ -230,7 +230,7 @@ fn hellaswag(record: Record) -> Result<(Vec<Choice>, usize), String> {
     }
 }
 
-/// What follows the blank is scored after each way of filling it.
+/// The text after the blank is scored after each way of filling it.
 fn winogrande(record: Record) -> Result<(Vec<Choice>, usize), String> {
     let (before, after) =
         record.text("sentence")?.split_once('_').ok_or("`sentence` has no blank `_` to be filled")?;
@@ -244,7 +244,7 @@ fn winogrande(record: Record) -> Result<(Vec<Choice>, usize), String> {
     }
 }
 
-/// HellaSwag's cleaning: what is left of the marks of a how-to site.
+/// HellaSwag's cleaning: removes the markup of the how-to site that the texts come from.
 fn clean(text: &str) -> String {
     let text = strip(text).replace(" [title]", ". ");
     let mut cleaned = String::with_capacity(text.len());

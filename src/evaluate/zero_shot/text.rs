@@ -1,4 +1,4 @@
-//! Python's ideas of white space and of capital letters, which the templates rest on.
+//! White space and title case as Python defines them, which the templates depend on.
 
 /// What `str.strip()` removes: the separators U+001C to U+001F besides Unicode's white space.
 pub fn is_white_space(c: char) -> bool {

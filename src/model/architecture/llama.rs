@@ -5,8 +5,8 @@ use crate::model::config::{Activation, AttentionDefaults, Fields, NormKind, Norm
 use crate::model::forward::Role;
 use crate::model::{CheckpointError, ModelConfig};
 
-/// LLaMA.
-pub static LLAMA: Architecture = Architecture {
+/// LLaMA. Its descendants take over its names.
+pub const LLAMA: Architecture = Architecture {
     class: "LlamaForCausalLM",
     model_type: "llama",
     prefixes: &["model.", ""],

@@ -1,23 +1,14 @@
-//! Mistral: LLaMA whose tokens see only the last `sliding_window` tokens.
+//! Mistral: LLaMA whose tokens attend only to the last `sliding_window` tokens.
 
-use super::llama::like_llama;
-use super::{Architecture, GATED};
+use super::Architecture;
+use super::llama::{LLAMA, like_llama};
 use crate::model::config::{AttentionDefaults, Fields, SlidingLayers};
 use crate::model::{CheckpointError, ModelConfig};
 
 // ANCHOR: architecture
 /// Mistral.
-pub static MISTRAL: Architecture = Architecture {
-    class: "MistralForCausalLM",
-    model_type: "mistral",
-    prefixes: &["model.", ""],
-    linears: &GATED,
-    attention_norm: "input_layernorm",
-    mlp_norm: "post_attention_layernorm",
-    query_key_norms: None,
-    final_norm: "norm",
-    read,
-};
+pub static MISTRAL: Architecture =
+    Architecture { class: "MistralForCausalLM", model_type: "mistral", read, ..LLAMA };
 
 fn read(architecture: &'static Architecture, fields: &Fields) -> Result<ModelConfig, CheckpointError> {
     let defaults = AttentionDefaults { key_value_heads: Some(8), head_dim: None, context: 131_072 };

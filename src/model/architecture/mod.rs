@@ -1,8 +1,8 @@
 //! The architectures that are supported: one file each, which describes it, and a row of [`SUPPORTED`].
 //!
-//! They are decoders of one kind: attention, then an MLP, each added to a residual stream. What tells them apart is data,
-//! so that the forward pass ([`forward`](super::forward)) is written once: the names of tensors here, all else in
-//! [`ModelConfig`], which an architecture's `read` fills from `config.json`.
+//! They are decoders of one kind: attention, then an MLP, each added to a residual stream. Their differences are data,
+//! so that the forward pass ([`forward`](super::forward)) is written once: the names of tensors are here, everything else is
+//! in [`ModelConfig`], which an architecture's `read` fills from `config.json`.
 
 pub mod llama;
 pub mod mistral;
@@ -23,22 +23,22 @@ pub static SUPPORTED: [&Architecture; 5] =
 // ANCHOR: architecture
 /// How an architecture names itself and its tensors, and how its `config.json` is read.
 pub struct Architecture {
-    /// What `architectures` of `config.json` calls it.
+    /// Its name in `architectures` of `config.json`.
     pub class: &'static str,
-    /// What `model_type` calls it, which is what it is known by.
+    /// Its `model_type` in `config.json`, by which it is recognised.
     pub model_type: &'static str,
-    /// What the names of the decoder's tensors may begin with, each by itself; the usual one first. (Some checkpoints were
-    /// saved from the model without its head.)
+    /// Possible prefixes of the decoder's tensor names, the usual one first. (Some checkpoints were saved from the model
+    /// without its head.) Each tensor may have another prefix.
     pub prefixes: &'static [&'static str],
     /// The linears of a decoder layer, in the order of the forward pass.
     pub linears: &'static [Linear],
-    /// The norm of the attention block, in its layer.
+    /// The name of the attention block's norm within a layer.
     pub attention_norm: &'static str,
-    /// The norm of the MLP, in its layer.
+    /// The name of the MLP's norm within a layer.
     pub mlp_norm: &'static str,
-    /// The norms of queries and keys, in their layer, where there are some: over each head by itself.
+    /// The names of the norms of queries and keys within a layer, which act on each head separately; if there are any.
     pub query_key_norms: Option<[&'static str; 2]>,
-    /// The norm before lm_head.
+    /// The name of the norm before lm_head.
     pub final_norm: &'static str,
     pub(super) read: fn(&'static Architecture, &Fields) -> Result<ModelConfig, CheckpointError>,
 }
@@ -67,13 +67,13 @@ impl Architecture {
     }
 }
 
-/// The name of a tensor of a decoder layer, behind the decoder's prefix: `module` is of the layer, as
+/// The name of a layer's tensor, without the decoder's prefix: `module` is a module of the layer, such as
 /// `self_attn.q_proj`, and `part` is `weight` or `bias`.
 pub fn layer_tensor(layer: usize, module: &str, part: &str) -> String {
     format!("layers.{layer}.{module}.{part}")
 }
 
-/// Which of its layer's linears has a weight of this name, in whichever architecture.
+/// The index, within its layer, of the linear whose weight has this name in any architecture.
 pub fn index_of_weight(name: &str) -> Option<usize> {
     let module = name.strip_suffix(".weight")?;
     let mut linears = SUPPORTED.into_iter().flat_map(|architecture| architecture.linears);

@@ -1,23 +1,14 @@
 //! Qwen2: LLaMA with biases on queries, keys and values, and on request a sliding window in the upper layers.
 
-use super::llama::like_llama;
-use super::{Architecture, GATED};
+use super::Architecture;
+use super::llama::{LLAMA, like_llama};
 use crate::model::config::{AttentionDefaults, Fields, SlidingLayers, SlidingWindow};
 use crate::model::forward::Role;
 use crate::model::{CheckpointError, ModelConfig};
 
 /// Qwen2 and Qwen2.5.
-pub static QWEN2: Architecture = Architecture {
-    class: "Qwen2ForCausalLM",
-    model_type: "qwen2",
-    prefixes: &["model.", ""],
-    linears: &GATED,
-    attention_norm: "input_layernorm",
-    mlp_norm: "post_attention_layernorm",
-    query_key_norms: None,
-    final_norm: "norm",
-    read,
-};
+pub static QWEN2: Architecture =
+    Architecture { class: "Qwen2ForCausalLM", model_type: "qwen2", read, ..LLAMA };
 
 fn read(architecture: &'static Architecture, fields: &Fields) -> Result<ModelConfig, CheckpointError> {
     let defaults = AttentionDefaults { key_value_heads: Some(32), head_dim: None, context: 32_768 };

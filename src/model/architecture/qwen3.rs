@@ -1,8 +1,8 @@
-//! Qwen3: Qwen2 without biases, and with an RMSNorm over every head of queries and keys before they are turned.
+//! Qwen3: Qwen2 without biases, and with an RMSNorm over every head of queries and keys before the rotary embedding.
 
-use super::llama::like_llama;
+use super::Architecture;
+use super::llama::{LLAMA, like_llama};
 use super::qwen2::sliding_window;
-use super::{Architecture, GATED};
 use crate::model::config::{AttentionDefaults, Fields};
 use crate::model::forward::Role;
 use crate::model::{CheckpointError, ModelConfig};
@@ -11,13 +11,9 @@ use crate::model::{CheckpointError, ModelConfig};
 pub static QWEN3: Architecture = Architecture {
     class: "Qwen3ForCausalLM",
     model_type: "qwen3",
-    prefixes: &["model.", ""],
-    linears: &GATED,
-    attention_norm: "input_layernorm",
-    mlp_norm: "post_attention_layernorm",
     query_key_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
-    final_norm: "norm",
     read,
+    ..LLAMA
 };
 
 fn read(architecture: &'static Architecture, fields: &Fields) -> Result<ModelConfig, CheckpointError> {

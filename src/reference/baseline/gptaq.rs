@@ -12,15 +12,15 @@
 //! and a weight is stored as scale * (code - zero), code = round(w / scale) + zero clamped to the range of the codes.
 //! Rounding is to nearest, ties to even. Zero is a point of every grid, so that pruned weights can be stored too.
 
-use ndarray::{Array2, ArrayView1, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::linalg::Scalar;
 use crate::reference::order::inverse;
-use crate::reference::prune::{Prepared, Pruned, Rounding, check_finite, prepare};
+use crate::reference::prune::{LoopTrace, Prepared, Pruned, Rounding, check_finite, prepare};
 use crate::reference::statistics::Statistics;
-use crate::reference::{ConfigError, PruneConfig, PruneError};
+use crate::reference::{ConfigError, DeadChannels, PruneConfig, PruneError};
 
 /// How the points of a grid lie around zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,33 @@ pub enum GridRange {
     LeastError,
 }
 
+/// Which codes a grid has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GridCodes {
+    /// As in the module's text: GPTAQ.
+    #[default]
+    Signed,
+    /// 0 .. 2^b - 1 for symmetric grids too, with the zero at 2^(b-1) and the scale 2 max(\|lo\|, hi) / (2^b - 1). A
+    /// row without negative weights keeps lo = 0, so that its largest weights are cut off at 7/15 of the maximum (4
+    /// bits). No range is clamped from below: GPTQ.
+    Offset,
+}
+
+/// On which weights the grid of a group of columns is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupGrids {
+    /// As they stand at the turn of the group's first column.
+    #[default]
+    AtTurn,
+    /// As they stood when the block began: the original GPTQ and GPTAQ, whose groups so miss the updates of their block.
+    AtBlockStart,
+    /// The original weights, dead channels zeroed. A group is then g consecutive columns of the original order, and
+    /// known before the loop ("static groups").
+    Static,
+}
+
 /// Which grids the weights are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GridConfig {
@@ -55,9 +82,27 @@ pub struct GridConfig {
     /// and later columns compensate. `Some(g)`: one grid for every g consecutive columns of a row (in processing order;
     /// the last group may be shorter), found on the current weights when its first column is processed.
     pub group_size: Option<usize>,
+    /// Which codes they have.
+    #[serde(default)]
+    pub codes: GridCodes,
+    /// On which weights the grids of groups are found.
+    #[serde(default)]
+    pub group_grids: GroupGrids,
 }
 
 impl GridConfig {
+    /// One grid per row over the whole range of its weights.
+    pub fn new(bits: u32, symmetry: Symmetry) -> Self {
+        GridConfig {
+            bits,
+            symmetry,
+            range: GridRange::Full,
+            group_size: None,
+            codes: GridCodes::Signed,
+            group_grids: GroupGrids::AtTurn,
+        }
+    }
+
     /// Checks every field, for blocks of `block_size` columns.
     pub(crate) fn check(&self, block_size: usize) -> Result<(), ConfigError> {
         if !(2..=16).contains(&self.bits) {
@@ -67,13 +112,79 @@ impl GridConfig {
             Some(0) => Err(ConfigError::NotPositive { what: "group size", value: 0.0 }),
             // The grid of a group that crosses the end of a block would be found on weights that lack that block's
             // lazy update.
-            Some(size) if !size.is_multiple_of(block_size) && !block_size.is_multiple_of(size) => {
+            Some(size)
+                if self.group_grids == GroupGrids::AtTurn
+                    && !size.is_multiple_of(block_size)
+                    && !block_size.is_multiple_of(size) =>
+            {
                 Err(ConfigError::GridGroup { group_size: size, block_size })
             }
             _ => Ok(()),
         }
     }
 }
+
+/// From where to where a grid reaches.
+struct GridSpan<T> {
+    lo: T,
+    hi: T,
+}
+
+impl<T: Scalar> GridSpan<T> {
+    /// The range of the weights as the original tools take it.
+    fn of(w: ArrayView1<T>, config: &GridConfig) -> Self {
+        let mut lo = w.iter().fold(T::zero(), |lo, &w| lo.min(w));
+        let mut hi = w.iter().fold(T::zero(), |hi, &w| hi.max(w));
+        match (config.symmetry, config.codes) {
+            (Symmetry::Symmetric, GridCodes::Signed) => {
+                (lo, hi) = (T::zero(), lo.abs().max(hi).max(T::of(NARROWEST)));
+            }
+            (Symmetry::Symmetric, GridCodes::Offset) => {
+                hi = lo.abs().max(hi);
+                if lo < T::zero() {
+                    lo = -hi;
+                }
+            }
+            (Symmetry::Asymmetric, _) => {}
+        }
+        if lo == T::zero() && hi == T::zero() {
+            (lo, hi) = (-T::one(), T::one()); // a row of zeros has a grid too
+        }
+        GridSpan { lo, hi }
+    }
+
+    /// The grid over the whole of it.
+    fn grid(&self, config: &GridConfig) -> Grid<T> {
+        let clamped = (config.symmetry, config.codes) == (Symmetry::Asymmetric, GridCodes::Signed);
+        let width = self.hi - self.lo;
+        self.over(self.lo, if clamped { width.max(T::of(NARROWEST)) } else { width }, config)
+    }
+
+    /// The grid over this share of it, however narrow.
+    fn shrunk(&self, share: T, config: &GridConfig) -> Grid<T> {
+        self.over(share * self.lo, share * self.hi - share * self.lo, config)
+    }
+
+    // ANCHOR: over
+    fn over(&self, lo: T, width: T, config: &GridConfig) -> Grid<T> {
+        let half = 2f64.powi(config.bits as i32 - 1);
+        let (lowest, highest) = match (config.symmetry, config.codes) {
+            (Symmetry::Symmetric, GridCodes::Signed) => (-half, half - 1.0),
+            _ => (0.0, 2.0 * half - 1.0),
+        };
+        let scale = width / T::of(highest);
+        let zero = match (config.symmetry, config.codes) {
+            (Symmetry::Symmetric, GridCodes::Signed) => T::zero(),
+            (Symmetry::Symmetric, GridCodes::Offset) => T::of(half),
+            (Symmetry::Asymmetric, _) => Scalar::round_ties_even(-lo / scale) + T::zero(), // +0, not -0
+        };
+        Grid { scale, zero, lowest: T::of(lowest), highest: T::of(highest) }
+    }
+    // ANCHOR_END: over
+}
+
+/// The narrowest range of a signed grid.
+const NARROWEST: f64 = 1e-5;
 
 /// The points that the weights of one row, or one group of it, are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,20 +200,13 @@ pub struct Grid<T> {
 impl<T: Scalar> Grid<T> {
     /// The grid for the weights `w`; see the module's text.
     pub fn find(w: ArrayView1<T>, config: &GridConfig) -> Self {
-        let lo = w.iter().fold(T::zero(), |lo, &w| lo.min(w));
-        let hi = w.iter().fold(T::zero(), |hi, &w| hi.max(w));
-        let shrunk = |percent: u32| {
-            let by = T::of(1.0 - f64::from(percent) / 100.0);
-            Grid::over(by * lo, by * hi, config)
-        };
-        let error =
-            |grid: &Grid<T>| -> T { w.iter().map(|&w| (grid.round(w) - w).abs().powf(T::of(2.4))).sum() };
-        let mut best = shrunk(0);
+        let range = GridSpan::of(w, config);
+        let mut best = range.grid(config);
         if config.range == GridRange::LeastError {
-            let mut least = error(&best);
-            for percent in 1..80 {
-                let grid = shrunk(percent);
-                let error = error(&grid);
+            let mut least = T::infinity();
+            for percent in 0..80 {
+                let grid = range.shrunk(T::of(1.0 - f64::from(percent) / 100.0), config);
+                let error: T = w.iter().map(|&w| (grid.round(w) - w).abs().powf(T::of(2.4))).sum();
                 if error < least {
                     (best, least) = (grid, error);
                 }
@@ -110,29 +214,6 @@ impl<T: Scalar> Grid<T> {
         }
         best
     }
-
-    /// The grid from `lo` <= 0 to `hi` >= 0.
-    // ANCHOR: over
-    fn over(lo: T, hi: T, config: &GridConfig) -> Self {
-        // As in the original code, so that rows of zeros have a grid too.
-        let narrowest = T::of(1e-5);
-        let half = 2f64.powi(config.bits as i32 - 1);
-        match config.symmetry {
-            Symmetry::Symmetric => Grid {
-                scale: lo.abs().max(hi).max(narrowest) / T::of(half - 1.0),
-                zero: T::zero(),
-                lowest: T::of(-half),
-                highest: T::of(half - 1.0),
-            },
-            Symmetry::Asymmetric => {
-                let highest = T::of(2.0 * half - 1.0);
-                let scale = (hi - lo).max(narrowest) / highest;
-                let zero = Scalar::round_ties_even(-lo / scale) + T::zero(); // +0, not -0
-                Grid { scale, zero, lowest: T::zero(), highest }
-            }
-        }
-    }
-    // ANCHOR_END: over
 
     /// The code of the point nearest to `w`; an integer.
     // ANCHOR: round
@@ -197,34 +278,77 @@ pub fn quantise<T: Scalar>(
     mask: Option<ArrayView2<bool>>,
     codes: Option<ArrayView2<i32>>,
 ) -> Result<Quantised<T>, PruneError> {
+    run(prepared, weight, grids, mask, codes, None)
+}
+
+/// [`quantise`], and what the loop leaves behind besides its result.
+///
+/// # Errors
+/// As [`quantise`].
+pub fn quantise_traced<T: Scalar>(
+    prepared: &Prepared<T>,
+    weight: ArrayView2<T>,
+    grids: &GridConfig,
+    mask: Option<ArrayView2<bool>>,
+    codes: Option<ArrayView2<i32>>,
+) -> Result<(Quantised<T>, LoopTrace<T>), PruneError> {
+    let mut trace = LoopTrace::new(weight.dim());
+    let quantised = run(prepared, weight, grids, mask, codes, Some(&mut trace))?;
+    Ok((quantised, trace))
+}
+
+fn run<T: Scalar>(
+    prepared: &Prepared<T>,
+    weight: ArrayView2<T>,
+    grids: &GridConfig,
+    mask: Option<ArrayView2<bool>>,
+    codes: Option<ArrayView2<i32>>,
+    trace: Option<&mut LoopTrace<T>>,
+) -> Result<Quantised<T>, PruneError> {
     let (n, k) = weight.dim();
     grids.check(prepared.config.block_size)?;
     if let Some(codes) = codes.filter(|codes| codes.dim() != (n, k)) {
         return Err(PruneError::Shape { what: "codes", expected: (n, k), found: codes.dim() });
     }
     check_finite("weight", weight)?;
+    let width = grids.group_size.unwrap_or(k).max(1);
+    let is_static = grids.group_size.is_some() && grids.group_grids == GroupGrids::Static;
+    // The grid of each position: groups lie in processing order, static ones in the original order.
+    let grid_at = |position: usize| (if is_static { prepared.order[position] } else { position }) / width;
+    let grid: Vec<usize> = (0..k).map(grid_at).collect();
+    let known = |row: usize| -> Vec<Grid<T>> {
+        if grids.group_size.is_none() {
+            return vec![Grid::find(weight.row(row), grids)];
+        }
+        if !is_static || k != prepared.order.len() {
+            return Vec::new();
+        }
+        let zeroes = prepared.config.dead_channels == DeadChannels::Zero;
+        let live =
+            |column: usize| if zeroes && prepared.dead[column] { T::zero() } else { weight[(row, column)] };
+        let values = Array1::from_shape_fn(k, live);
+        values.axis_chunks_iter(Axis(0), width).map(|group| Grid::find(group, grids)).collect()
+    };
     let mut rows: Vec<QuantisedRow<T>> = (0..n)
         .into_par_iter()
         .map(|row| QuantisedRow {
             config: grids,
-            grids: match grids.group_size {
-                None => vec![Grid::find(weight.row(row), grids)],
-                Some(_) => Vec::new(),
-            },
+            grids: known(row),
+            grid: &grid,
+            block: (0, Vec::new()),
             forced: codes.map(|codes| prepared.order.iter().map(|&column| codes[(row, column)]).collect()),
             codes: Vec::with_capacity(k),
             target: Vec::with_capacity(k),
         })
         .collect();
-    let pruned = prepared.run(weight, mask, &mut rows)?;
+    let pruned = prepared.run(weight, mask, &mut rows, trace)?;
 
     let position = inverse(&prepared.order);
-    let width = grids.group_size.unwrap_or(k).max(1);
     let per_row = rows.first().map_or(0, |row| row.grids.len());
     let code = |(row, column): (usize, usize)| {
         let (at, row_of_grids) = (position[column], &rows[row]);
         match pruned.mask[(row, column)] {
-            true => row_of_grids.grids[at / width].zero.widen() as i32,
+            true => row_of_grids.grids[grid[at]].zero.widen() as i32,
             false => row_of_grids.codes[at].widen() as i32,
         }
     };
@@ -233,7 +357,7 @@ pub fn quantise<T: Scalar>(
         scale: Array2::from_shape_fn((n, per_row), |(row, group)| rows[row].grids[group].scale),
         zero: Array2::from_shape_fn((n, per_row), |(row, group)| rows[row].grids[group].zero),
         target: Array2::from_shape_fn((n, k), |(row, column)| rows[row].target[position[column]]),
-        grid: position.iter().map(|at| at / width).collect(),
+        grid: position.iter().map(|&at| grid[at]).collect(),
         pruned,
     })
 }
@@ -248,21 +372,35 @@ impl<T: Scalar> Quantised<T> {
 /// The state of one row in the loop, in processing order.
 struct QuantisedRow<'a, T> {
     config: &'a GridConfig,
-    /// One for the whole row, or those of the groups that have begun.
+    /// One for the whole row, those of static groups, or those of the groups that have begun.
     grids: Vec<Grid<T>>,
+    /// The grid of each column.
+    grid: &'a [usize],
+    /// The first column of the current block, and the row from there on as it stood when the block began.
+    block: (usize, Vec<T>),
     forced: Option<Vec<i32>>,
     codes: Vec<T>,
     target: Vec<T>,
 }
 
 impl<T: Scalar> Rounding<T> for QuantisedRow<'_, T> {
-    fn round(&mut self, column: usize, rest: &[T]) -> T {
-        if let Some(size) = self.config.group_size
-            && column.is_multiple_of(size)
-        {
-            self.grids.push(Grid::find(ArrayView1::from(&rest[..size.min(rest.len())]), self.config));
+    fn begin_block(&mut self, column: usize, rest: &[T]) {
+        if self.config.group_size.is_some() && self.config.group_grids == GroupGrids::AtBlockStart {
+            self.block = (column, rest.to_vec());
         }
-        let grid = self.grids[self.grids.len() - 1];
+    }
+
+    fn round(&mut self, column: usize, rest: &[T]) -> T {
+        if self.grid[column] == self.grids.len()
+            && let Some(size) = self.config.group_size
+        {
+            let weights = match self.config.group_grids {
+                GroupGrids::AtBlockStart => &self.block.1[column - self.block.0..],
+                GroupGrids::AtTurn | GroupGrids::Static => rest,
+            };
+            self.grids.push(Grid::find(ArrayView1::from(&weights[..size.min(weights.len())]), self.config));
+        }
+        let grid = self.grids[self.grid[column]];
         let code = grid.code(rest[0]);
         self.codes.push(code);
         self.target.push(rest[0]);
@@ -275,10 +413,10 @@ mod tests {
     use super::*;
     use crate::reference::{ColumnOrder, LazyUpdate, Sparsity, Threshold};
     use approx::{abs_diff_eq, assert_abs_diff_eq};
-    use ndarray::{Array1, array, s};
+    use ndarray::{array, s};
 
     fn config(bits: u32, symmetry: Symmetry) -> GridConfig {
-        GridConfig { bits, symmetry, range: GridRange::Full, group_size: None }
+        GridConfig::new(bits, symmetry)
     }
 
     /// A layer without ties, X^ 50 % sparse by position.

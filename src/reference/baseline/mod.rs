@@ -3,4 +3,5 @@
 pub mod gptaq;
 pub mod magnitude;
 pub mod sparsegpt;
+pub mod teal;
 pub mod wanda;

@@ -1,0 +1,209 @@
+//! Holds the results of any implementation to a case.
+//!
+//! Stages are compared in the order in which an implementation computes them: all sliced ones for the first slice, then
+//! for the next. So the first failure names the first wrong step in time, and not the first wrong array. Reals may be off
+//! by the tolerance times the largest expected entry of their row; masks, permutations and codes must be equal. NaN and
+//! infinity never pass. A result must fit the case itself, or one of the outcomes that it accepts, throughout.
+
+use std::ops::Range;
+
+use ndarray::s;
+
+use super::case::{Case, CaseStage, SliceBy, TensorRole};
+use super::tensor::{CaseTensor, CaseTensors, Contents};
+use crate::tensors::FloatType;
+use crate::verify::compare::{Processing, compare_decisions, compare_rows, row_scales};
+use crate::verify::report::{Failure, Stage};
+
+/// How results compare with a case.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// The first wrong step; none where all that was shown is right.
+    pub failure: Option<Failure>,
+    /// The accepted outcome that fits, where it is not the case's own.
+    pub alternative: Option<String>,
+    /// Tensors of stages that were not shown.
+    pub not_shown: Vec<String>,
+    /// The largest relative difference among the steps before the failure.
+    pub worst: f64,
+    /// Steps that passed before the failure.
+    pub(super) steps: usize,
+    /// Every tensor that was shown, compared at once.
+    pub stages: Vec<Stage>,
+}
+
+/// Compares `results` with `case`; `tolerance` replaces the case's own.
+pub fn judge(case: &Case, results: &CaseTensors, tolerance: Option<f64>) -> Verdict {
+    let tolerance = tolerance.unwrap_or(case.document.tolerance.value);
+    let mut best = judge_one(case, None, results, tolerance);
+    for alternative in &case.document.accept {
+        let other = judge_one(case, Some(&alternative.id), results, tolerance);
+        if best.failure.is_some() && (other.failure.is_none() || other.steps > best.steps) {
+            best = other;
+        }
+    }
+    best
+}
+
+/// One comparison.
+struct Step<'a> {
+    stage: &'a str,
+    tensor: &'a str,
+    cut: StepCut,
+    place: String,
+}
+
+/// The part of a tensor that a step compares.
+enum StepCut {
+    Whole,
+    Columns(Range<usize>),
+    Block(usize),
+}
+
+/// The steps in order of time.
+fn steps(case: &Case) -> Vec<Step<'_>> {
+    let stages = &case.document.stages;
+    let is_sliced = |stage: &&CaseStage| stage.by != SliceBy::Whole;
+    let mut steps = Vec::new();
+    let mut slices_to_come = true;
+    for stage in stages {
+        if !is_sliced(&stage) {
+            steps.extend(stage.tensors.iter().map(|tensor| Step {
+                stage: &stage.name,
+                tensor,
+                cut: StepCut::Whole,
+                place: String::new(),
+            }));
+        } else if std::mem::take(&mut slices_to_come) {
+            let slices = &case.document.slices;
+            for (at, &[start, end, block]) in slices.iter().enumerate() {
+                let block_ends = slices.get(at + 1).is_none_or(|next| next[2] != block);
+                for stage in stages.iter().filter(is_sliced) {
+                    for tensor in &stage.tensors {
+                        let (cut, place) = match stage.by {
+                            SliceBy::Block if !block_ends => continue,
+                            SliceBy::Block => (StepCut::Block(block), format!("block {block}")),
+                            _ => (
+                                StepCut::Columns(start..end),
+                                format!("columns {start}..{end}, block {block}"),
+                            ),
+                        };
+                        steps.push(Step { stage: &stage.name, tensor, cut, place });
+                    }
+                }
+            }
+        }
+    }
+    steps
+}
+
+fn judge_one(case: &Case, alternative: Option<&str>, results: &CaseTensors, tolerance: f64) -> Verdict {
+    let expected = |name: &str| {
+        let other = alternative.and_then(|id| case.tensors.get(&format!("accept.{id}.{name}")));
+        other.or_else(|| case.tensors.get(name))
+    };
+    let shown = || case.document.stages.iter().flat_map(|stage| &stage.tensors);
+    let mut verdict = Verdict {
+        failure: None,
+        alternative: alternative.map(String::from),
+        not_shown: shown().filter(|name| !results.contains_key(*name)).cloned().collect(),
+        worst: 0.0,
+        steps: 0,
+        stages: (case.document.stages.iter())
+            .flat_map(|stage| stage.tensors.iter().map(move |name| (stage, name)))
+            .filter_map(|(stage, name)| {
+                let title = format!("{}: {name}", stage.name);
+                Some(whole(title, expected(name)?, results.get(name)?, tolerance))
+            })
+            .collect(),
+    };
+    for step in steps(case) {
+        let Some(expected) = expected(step.tensor) else { continue }; // a loaded case has every tensor
+        let outcome = match results.get(step.tensor) {
+            Some(found) => deviation(expected, found, &step.cut, tolerance),
+            None if case.document.tensors[step.tensor].role == TensorRole::Output => {
+                Err("it is missing, and an output is required".into())
+            }
+            None => continue,
+        };
+        match outcome {
+            Ok(worst) => {
+                verdict.worst = verdict.worst.max(worst);
+                verdict.steps += 1;
+            }
+            Err(why) => {
+                let (stage, tensor) = (step.stage.to_string(), step.tensor.to_string());
+                verdict.failure = Some(Failure { stage, tensor, place: step.place, why });
+                break;
+            }
+        }
+    }
+    verdict
+}
+
+/// The largest relative difference within the cut, or what is wrong with it.
+fn deviation(
+    expected: &CaseTensor,
+    found: &CaseTensor,
+    cut: &StepCut,
+    tolerance: f64,
+) -> Result<f64, String> {
+    if expected.shape != found.shape {
+        return Err(format!("shape {:?}, expected {:?}", found.shape, expected.shape));
+    }
+    let (rows, columns) = expected.values.dim();
+    let (rows, columns) = match cut {
+        StepCut::Whole => (0..rows, 0..columns),
+        StepCut::Columns(columns) => (0..rows, columns.clone()),
+        StepCut::Block(block) => {
+            let each = rows / expected.shape[0].max(1);
+            (block * each..(block + 1) * each, 0..columns)
+        }
+    };
+    let scales = row_scales(expected.values.view());
+    let is_real = matches!(expected.contents, Contents::Reals(_));
+    let (mut worst, mut wrong, mut first) = (0.0f64, 0, None);
+    // Columns first: a weight is computed column by column.
+    for column in columns.clone() {
+        for row in rows.clone() {
+            let (e, f) = (expected.values[(row, column)], found.values[(row, column)]);
+            let relative = if e == f { 0.0 } else { (f - e).abs() / scales[row] };
+            let fits = if is_real { relative <= tolerance && f.is_finite() } else { e == f };
+            if fits {
+                worst = worst.max(relative);
+            } else {
+                wrong += 1;
+                first = first.or(Some(format!("row {row}, column {column}: {f:e} for {e:e}")));
+            }
+        }
+    }
+    let of = rows.len() * columns.len();
+    match first {
+        None => Ok(if is_real { worst } else { 0.0 }),
+        Some(first) => Err(format!("{wrong} of {of} entries differ, the first at {first}")),
+    }
+}
+
+/// A tensor compared at once: for the report.
+fn whole(name: String, expected: &CaseTensor, found: &CaseTensor, tolerance: f64) -> Stage {
+    if expected.shape != found.shape {
+        return Stage::shapes(name, expected.shape.clone(), found.shape.clone());
+    }
+    let natural: Vec<usize> = (0..expected.values.ncols()).collect();
+    let (expected_values, found_values) = (expected.values.view(), found.values.slice(s![.., ..]));
+    match expected.contents {
+        Contents::Reals(_) => {
+            let precision = match found.contents {
+                Contents::Reals(precision) => precision,
+                _ => FloatType::F64,
+            };
+            let columns = Processing::Columns(&natural);
+            let outcome = compare_rows(found_values, expected_values, precision, tolerance, columns);
+            Stage::values(name, outcome)
+        }
+        Contents::Flags | Contents::Integers => {
+            let outcome = compare_decisions(found_values, expected_values, &natural, None, |_, _| None);
+            Stage::decisions(name, outcome)
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The test vectors: one linear layer per case, every intermediate result, as the original tools computed them.
+
+mod budgets;
+pub mod case;
+pub mod check;
+pub mod compute;
+mod cuts;
+pub mod judge;
+pub mod lint;
+pub mod make;
+mod settings;
+pub mod tensor;
+
+pub use case::{Case, CaseError, NegativeCase, case_folders};
+pub use check::{judge_negative, judge_results, load_all, unreadable_results, verify_case};
+pub use compute::{Computed, Followed, VectorError, compute};
+pub(super) use cuts::Cuts;
+pub use judge::{Verdict, judge};
+pub use tensor::{CaseTensor, CaseTensors, read_case_tensors, write_case_tensors};
