@@ -498,7 +498,7 @@ fn what_cannot_be_compared_is_refused() {
     measured(&["--methods", "magnitude", "--repeats", "2", "--jitter", "1e-9"], &["jitter of 1e-9", "f32"]);
     measured(&["--methods", "magnitude", "--repeats", "2", "--jitter", "NaN"], &["jitter of NaN"]);
     measured(&["--methods", "magnitude", "--tasks", "piqa"], &["--data"]);
-    with(&["--evaluation", "nowhere.safetensors"], &["nowhere.safetensors", "no such file"]);
+    with(&["--evaluation", "nowhere.safetensors"], &["nowhere.safetensors", "No such file"]);
 
     let data = fixture("zero_shot/data");
     let data = data.to_str().unwrap();

@@ -86,11 +86,16 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args),
         };
         outcome.unwrap_or_else(|error| {
-            eprintln!("error: {error}");
+            let mut said = error.to_string();
+            eprintln!("error: {said}");
             let mut cause = error.source();
             while let Some(error) = cause {
-                eprintln!("  caused by: {error}");
-                cause = error.source();
+                let text = error.to_string();
+                // Many messages end in that of their cause.
+                if !said.contains(&text) {
+                    eprintln!("  caused by: {text}");
+                }
+                (said, cause) = (text, error.source());
             }
             ExitCode::from(2)
         })
