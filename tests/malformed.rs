@@ -520,7 +520,7 @@ fn indices(trials: &mut Vec<Trial>) {
         trials.push(Trial::test(format!("index::names_a_file_elsewhere_{name}"), move || {
             let mut files = Files::two_shards();
             files.json(INDEX, |j| j["weight_map"][Q] = place.into());
-            refused(&files, &[INDEX, Q, &format!("`{place}`"), "no file in this directory"])
+            refused(&files, &[INDEX, Q, &format!("`{place}`"), "outside this directory"])
         }));
     }
 }
