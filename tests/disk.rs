@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -14,14 +15,17 @@ fn main() {
     let permitted = mounted(tempfile::tempdir().expect("a directory").path(), "true");
     let skip = !permitted.is_ok_and(|outcome| outcome.status.success());
     type Test = fn() -> Result<(), Failed>;
-    let tests: [(&str, Test); 5] = [
+    let tests: [(&str, Test); 6] = [
         ("full_from_the_beginning", full_from_the_beginning),
         ("full_after_some_layers", full_after_some_layers),
+        ("full_for_the_compressed_copy", full_for_the_compressed_copy),
         ("read_only", read_only),
         ("read_only_model", read_only_model),
         ("another_file_system", another_file_system),
     ];
-    let trials = tests.map(|(name, test)| Trial::test(name, test).with_ignored_flag(skip)).into();
+    let mut trials: Vec<_> = tests.map(|(name, test)| Trial::test(name, test).with_ignored_flag(skip)).into();
+    let skip = !unprivileged("true").output().is_ok_and(|outcome| outcome.status.success());
+    trials.push(Trial::test("read_only_files", read_only_files).with_ignored_flag(skip));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
@@ -57,6 +61,18 @@ fn run(outside: &Path, script: &str) -> Result<(String, String), Failed> {
         true => Ok((stdout, stderr)),
         false => Err(format!("the script failed: {stdout}{stderr}").into()),
     }
+}
+
+/// A shell script run by a user whom permissions bind.
+fn unprivileged(script: &str) -> Command {
+    // SAFETY: asks for a number.
+    let root = unsafe { libc::geteuid() } == 0;
+    let mut command = Command::new(if root { "setpriv" } else { "sh" });
+    if root {
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh"]);
+    }
+    command.args(["-euc", script]).env("program", env!("CARGO_BIN_EXE_duogpt"));
+    command
 }
 
 fn expect(condition: bool, what: impl Into<String>) -> Result<(), Failed> {
@@ -119,6 +135,26 @@ fn full_after_some_layers() -> Result<(), Failed> {
     expect(continued > 0, "no run stopped between two layers")
 }
 
+/// There is room for the dense weights, but not for the compressed copy beside them: refused before the first layer.
+fn full_for_the_compressed_copy() -> Result<(), Failed> {
+    let directory = tempfile::tempdir()?;
+    let outside = directory.path();
+    let dense: usize =
+        undisturbed(outside)?.iter().map(|(_, bytes)| bytes.len().next_multiple_of(4096)).sum();
+    let script = format!(
+        "mount -t tmpfs -o size={} tmpfs $disk; prune --format sparse-bitmask; show
+         mount -o remount,size=16m $disk; prune --format sparse-bitmask; cp -r $disk/pruned $outside/tight
+         mount -o remount,size=64m $disk; rm -r $disk/pruned; prune --format sparse-bitmask; cp -r $disk/pruned $outside/wide",
+        dense + 65536
+    );
+    let (stdout, stderr) = run(outside, &script)?;
+    expect(stdout == "code 2\ncode 0\ncode 0\n", format!("{stdout}{stderr}"))?;
+    expect(stderr.contains("besides the dense weights: make room, or choose --format dense"), &stderr)?;
+    let before = stderr.split("make room").next().unwrap_or_default();
+    expect(!before.contains("finished layer"), &stderr)?;
+    expect(content(&outside.join("tight")) == content(&outside.join("wide")), "the result differs")
+}
+
 fn read_only() -> Result<(), Failed> {
     let directory = tempfile::tempdir()?;
     let (stdout, stderr) = run(directory.path(), "mount -t tmpfs -o ro tmpfs $disk; prune; show")?;
@@ -139,6 +175,46 @@ fn read_only_model() -> Result<(), Failed> {
     let (stdout, stderr) = run(outside, script)?;
     expect(stdout == "code 0\n", format!("{stdout}{stderr}"))?;
     expect(content(&outside.join("pruned")) == undisturbed(outside)?, "the result differs")
+}
+
+/// A model whose files and folder nobody may write gives new files that their owner may write, at once and resumed.
+fn read_only_files() -> Result<(), Failed> {
+    let directory = tempfile::tempdir()?;
+    let (outside, source) = (directory.path(), directory.path().join("source"));
+    let permit = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    std::fs::create_dir(&source)?;
+    for file in ["config.json", "model.safetensors", "tokens-calibration.safetensors"] {
+        std::fs::copy(fixture("nano-llama").join(file), source.join(file))?;
+        permit(&source.join(file), 0o444)?;
+    }
+    std::fs::write(source.join("generation_config.json"), "{}")?;
+    permit(&source.join("generation_config.json"), 0o444)?;
+    permit(&source, 0o555)?;
+    std::fs::create_dir(outside.join("new"))?;
+    permit(&outside.join("new"), 0o777)?;
+    permit(outside, 0o755)?;
+    let script = r#"
+        cd "$outside/new"
+        prune() {
+            output=$1; shift
+            exec "$program" prune --model ../source --tokens ../source/tokens-calibration.safetensors --block-size 32 \
+                --precision f64 --output "$output" "$@" > /dev/null
+        }
+        (prune compressed --format sparse-bitmask)
+        (prune f32 --dtype f32)
+        "$program" convert --model ../source --format sparse-bitmask --output converted
+        prune resumed --format sparse-bitmask & run=$!
+        while [ ! -f resumed.partial/resume.json ] && kill -0 $run; do sleep 0.01; done
+        kill -9 $run; wait $run || :
+        [ -d resumed.partial ]
+        (prune resumed --format sparse-bitmask --resume)
+        for file in */*; do [ -w "$file" ] || { echo "$file cannot be written"; exit 1; }; done
+        "#;
+    let outcome = unprivileged(script).env("outside", outside).output()?;
+    permit(&source, 0o755)?; // so that it can be removed
+    expect(outcome.status.success(), format!("{:?}", outcome))?;
+    let new = |name: &str| content(&outside.join("new").join(name));
+    expect(new("resumed") == new("compressed"), "the resumed run gives another result")
 }
 
 fn another_file_system() -> Result<(), Failed> {

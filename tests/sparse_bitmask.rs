@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -357,6 +357,50 @@ fn an_entry_without_a_quantisation_is_read() {
     ]);
     fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
     assert_eq!(logits(directory.path()), logits(&package_fixture("dense")));
+}
+
+/// An index may place its shards in folders; what is made of them keeps their places.
+#[test]
+fn shards_in_folders_stay_in_their_folders() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name);
+    let (source, plain) = (place("source"), fixture("llama3"));
+    fs::create_dir_all(source.join("a/b")).unwrap();
+    let mut index = read_json(&plain.join(Checkpoint::INDEX));
+    let [first, second] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    for (file, to) in
+        [("config.json", "config.json"), (first, "a/first.safetensors"), (second, "a/b/second.safetensors")]
+    {
+        fs::copy(plain.join(file), source.join(to)).unwrap();
+    }
+    for file in index["weight_map"].as_object_mut().unwrap().values_mut() {
+        *file = if file == first { "a/first.safetensors" } else { "./a/b/second.safetensors" }.into();
+    }
+    fs::write(source.join(Checkpoint::INDEX), index.to_string()).unwrap();
+    assert_eq!(logits(&source), logits(&plain));
+
+    let text = |path: &Path| path.to_str().unwrap().to_string();
+    let prune = |model: &Path, output: &str, more: &[&str]| {
+        let (model, output) = (text(model), text(&place(output)));
+        let arguments = ["prune", "--method", "magnitude", "--model", &model, "--output", &output];
+        succeeds(&[&arguments, more].concat());
+    };
+    prune(&plain, "expected", &[]);
+    prune(&source, "pruned", &[]);
+    prune(&source, "compressed", &["--format", "sparse-bitmask"]);
+    convert(&source, &place("converted"), "sparse-bitmask");
+    convert(&place("converted"), &place("dense"), "dense");
+    for (made, of) in
+        [("pruned", "expected"), ("compressed", "expected"), ("dense", "source"), ("converted", "source")]
+    {
+        let (made, of) = (place(made), place(of));
+        assert_eq!(logits(&made), logits(&of), "{made:?}");
+        let map = read_json(&made.join(Checkpoint::INDEX))["weight_map"].clone();
+        let files: BTreeSet<&str> =
+            map.as_object().unwrap().values().map(|file| file.as_str().unwrap()).collect();
+        assert_eq!(files, BTreeSet::from(["a/first.safetensors", "a/b/second.safetensors"]), "{made:?}");
+        assert!(files.iter().all(|file| made.join(file).is_file()), "{made:?}");
+    }
 }
 
 /// A checkpoint that may only be read gives copies that may be written.

@@ -6,12 +6,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::directory::{check_target, companions, copy, partial_name, write_index};
+use super::directory::{check_target, companions, copy, partial_name, place_for, write_index};
 use super::report;
 use crate::model::sparse_bitmask::{self, ENTRY, OLDER_ENTRY, StorageFormat};
 use crate::model::{Checkpoint, CheckpointError};
 use crate::progress::Observer;
-use crate::tensors::{Dtype, TensorError, TensorInfo, TensorWriter};
+use crate::reference::Sparsity;
+use crate::tensors::{Dtype, FloatType, TensorError, TensorInfo, TensorWriter};
 
 /// Writes `checkpoint` as the directory `target`, its decoder layers' linears in `format`, everything else unchanged.
 /// Conversion there and back restores every byte, if the tensors are laid out as [`TensorWriter`] and the safetensors library do.
@@ -89,8 +90,8 @@ pub(super) fn write(
     set_format(&directory.join("config.json"), sparsity)?;
 
     let (mut total_bytes, mut weight_map) = (0, serde_json::Map::new());
-    for (source, tensors) in checkpoint.shards().iter().zip(&shards) {
-        let file = source.path().file_name().unwrap_or_default();
+    for (number, tensors) in shards.iter().enumerate() {
+        let file = checkpoint.file_name(number);
         let mut entries: Vec<(String, Dtype, Vec<usize>)> = Vec::new();
         for (name, info) in tensors {
             match stored.get(name.as_str()) {
@@ -99,7 +100,8 @@ pub(super) fn write(
             }
         }
         let headers = entries.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice()));
-        let writer = TensorWriter::create(&directory.join(file), headers, &source.metadata)?;
+        let metadata = &checkpoint.shards()[number].metadata;
+        let writer = TensorWriter::create(&place_for(directory, file)?, headers, metadata)?;
         for (name, info) in tensors {
             let dense = checkpoint.tensor_data(name)?;
             match (stored.get(name.as_str()), &info.shape[..]) {
@@ -125,6 +127,39 @@ pub(super) fn write(
         write_index(directory, weight_map, total_bytes)?;
     }
     Ok(())
+}
+
+/// Upper bound, in bytes, of the directory that [`write`] makes in [`StorageFormat::SparseBitmask`] of a checkpoint after its
+/// linears are pruned to `sparsity` and its values are stored in `dtype` (`None`: as in the checkpoint).
+pub(super) fn most_bytes(
+    checkpoint: &Checkpoint,
+    dtype: Option<FloatType>,
+    sparsity: Sparsity,
+) -> Result<u64, TensorError> {
+    let linears: BTreeSet<String> = checkpoint.linear_tensors().collect();
+    let mut bytes = 0;
+    for shard in 0..checkpoint.shards().len() {
+        for (name, mut info) in checkpoint.tensors_of(shard) {
+            info.dtype = match (dtype, FloatType::of(info.dtype)) {
+                (Some(to), Some(_)) => to.dtype(),
+                _ => info.dtype,
+            };
+            let of = |dtype: Dtype, shape: &[usize]| shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            bytes += match info.shape[..] {
+                [n, k] if linears.contains(&name) => {
+                    // A fraction of zeros is rounded down, in each row or in each block of columns.
+                    let stored = ((1.0 - sparsity.fraction()) * (n * k) as f64).ceil() as usize + n + k;
+                    let parts = sparse_bitmask::parts(&name, &info, stored.min(n * k));
+                    parts.iter().map(|(_, dtype, shape)| of(*dtype, shape)).sum()
+                }
+                _ => of(info.dtype, &info.shape),
+            };
+            bytes += 1 << 12; // its entries in headers, index and report
+        }
+    }
+    let beside = companions(&checkpoint.directory)?;
+    let length = |path: &Path| fs::metadata(path).map(|file| file.len()).map_err(TensorError::io(path));
+    Ok(bytes as u64 + beside.iter().map(|(_, path)| length(path)).sum::<Result<u64, _>>()?)
 }
 
 /// Declares in a `config.json` that weights are compressed, with the model's fraction of zeros, or (`None`) that they are not. The

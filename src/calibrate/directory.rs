@@ -57,6 +57,14 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), TensorError> {
     fs::write(to, content).map_err(TensorError::io(to))
 }
 
+/// The path of a weight file in a new directory; creates its folder.
+pub(super) fn place_for(directory: &Path, file: &Path) -> Result<PathBuf, TensorError> {
+    let path = directory.join(file);
+    let folder = parent(&path);
+    fs::create_dir_all(&folder).map_err(TensorError::io(&folder))?;
+    Ok(path)
+}
+
 /// Writes the index of a sharded checkpoint.
 pub(super) fn write_index(
     directory: &Path,

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::directory::check_target;
 use super::error::CalibrateError;
 use super::group::GroupPruner;
-use super::output::OutputDirectory;
+use super::output::{OutputDirectory, Storage};
 use super::report::{self, Calibration, Environment, LinearReport, PruneReport, Totals};
 use super::streams::{Activations, Stream, Streams};
 use super::windows::Windows;
@@ -82,9 +82,11 @@ impl<'a> PruneJob<'a> {
         check_target(self.output)?;
         self.check()?;
         let fingerprint = self.fingerprint::<T>();
+        let sparsity = self.method.weight_sparsity();
+        let storage = Storage { dtype: self.dtype, format: self.format, sparsity };
         let (output, mut linears) = match self.resume {
-            true => OutputDirectory::resume(self.output, self.checkpoint, self.dtype, &fingerprint)?,
-            false => (OutputDirectory::create(self.output, self.checkpoint, self.dtype)?, Vec::new()),
+            true => OutputDirectory::resume(self.output, self.checkpoint, storage, &fingerprint)?,
+            false => (OutputDirectory::create(self.output, self.checkpoint, storage)?, Vec::new()),
         };
         let config = &self.checkpoint.config;
         let sequences = self.windows.map_or(0, Windows::len);
@@ -114,7 +116,7 @@ impl<'a> PruneJob<'a> {
 
         let report = self.report::<T>(linears, start.elapsed().as_secs_f64(), backend.describe());
         output.write_file(report::FILE_NAME, &report.to_json())?;
-        output.finish(self.format)?;
+        output.finish()?;
         Ok(report)
     }
 

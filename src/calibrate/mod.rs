@@ -8,6 +8,7 @@
 //! Memory: one layer's weights and statistics, and per sequence and stream the hidden state and the input of the
 //! current group.
 
+mod chunks;
 pub mod convert;
 mod directory;
 pub mod error;
@@ -19,6 +20,7 @@ pub mod method;
 pub mod output;
 pub mod report;
 pub mod streams;
+mod text;
 pub mod thresholds;
 pub mod windows;
 

@@ -9,14 +9,26 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::convert;
-use super::directory::{check_target, companions, copy, partial_name, write_index};
+use super::directory::{check_target, companions, copy, partial_name, place_for, write_index};
 use super::report::LinearReport;
 use crate::files::write_atomically;
 use crate::linalg::Scalar;
 use crate::model::sparse_bitmask::StorageFormat;
 use crate::model::{Checkpoint, CheckpointError};
 use crate::progress::Silent;
-use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, round_for_storage};
+use crate::reference::Sparsity;
+use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, reserve, round_for_storage};
+
+/// How the weights of a new directory are stored.
+#[derive(Clone, Copy)]
+pub struct Storage {
+    /// The type of every floating-point tensor; without it each keeps its own.
+    pub dtype: Option<FloatType>,
+    /// The format of the decoder layers' linears.
+    pub format: StorageFormat,
+    /// What these are pruned to.
+    pub sparsity: Sparsity,
+}
 
 /// A checkpoint directory that is being written, as `<target>.partial`. If it is dropped before [`finish`](Self::finish), it
 /// is removed; if the process is killed, or the disk refuses a write after the first layer, it stays, and
@@ -24,6 +36,7 @@ use crate::tensors::{Dtype, FloatType, TensorError, TensorFile, TensorWriter, ro
 pub struct OutputDirectory {
     target: PathBuf,
     partial: PathBuf,
+    storage: Storage,
     /// A writer per shard, in the order of the source's shards.
     shards: Vec<TensorWriter>,
     /// Tensor to shard and stored type.
@@ -34,16 +47,12 @@ pub struct OutputDirectory {
 
 impl OutputDirectory {
     /// Creates the shards of `checkpoint` with all tensors but the decoder layers' linears, which
-    /// [`write`](Self::write) adds. `dtype` converts every floating-point tensor; without it each keeps its type.
+    /// [`write`](Self::write) adds. All the room that will be needed is taken now.
     ///
     /// # Errors
     /// [`CheckpointError`]: the target exists, an interrupted run has left its directory, the disk refuses, or a value
-    /// does not fit `dtype`.
-    pub fn create(
-        target: &Path,
-        checkpoint: &Checkpoint,
-        dtype: Option<FloatType>,
-    ) -> Result<Self, CheckpointError> {
+    /// does not fit the type.
+    pub fn create(target: &Path, checkpoint: &Checkpoint, storage: Storage) -> Result<Self, CheckpointError> {
         check_target(target)?;
         let partial = partial_name(target);
         if partial.symlink_metadata().is_ok() {
@@ -59,12 +68,14 @@ impl OutputDirectory {
         let mut output = OutputDirectory {
             target: target.into(),
             partial,
+            storage,
             shards: Vec::new(),
             place: HashMap::new(),
             keep: Cell::new(false),
         };
-        output.copy_files(checkpoint, dtype)?;
-        output.create_shards(checkpoint, dtype)?;
+        output.copy_files(checkpoint)?;
+        output.create_shards(checkpoint)?;
+        output.take_room(checkpoint)?;
         Ok(output)
     }
 
@@ -76,7 +87,7 @@ impl OutputDirectory {
     pub fn resume(
         target: &Path,
         checkpoint: &Checkpoint,
-        dtype: Option<FloatType>,
+        storage: Storage,
         fingerprint: &str,
     ) -> Result<(Self, Vec<LinearReport>), CheckpointError> {
         check_target(target)?;
@@ -86,7 +97,7 @@ impl OutputDirectory {
             if partial.is_dir() {
                 fs::remove_dir_all(&partial).map_err(TensorError::io(&partial))?;
             }
-            return Ok((Self::create(target, checkpoint, dtype)?, Vec::new()));
+            return Ok((Self::create(target, checkpoint, storage)?, Vec::new()));
         }
         let text = fs::read_to_string(&path).map_err(TensorError::io(&path))?;
         let journal: Journal = serde_json::from_str(&text).map_err(|error| CheckpointError::Malformed {
@@ -103,30 +114,32 @@ impl OutputDirectory {
         let mut output = OutputDirectory {
             target: target.into(),
             partial,
+            storage,
             shards: vec![],
             place: HashMap::new(),
             keep: Cell::new(true),
         };
-        for (number, shard) in checkpoint.shards().iter().enumerate() {
-            let path = output.partial.join(shard.path().file_name().unwrap_or_default());
+        for number in 0..checkpoint.shards().len() {
+            let path = output.partial.join(checkpoint.file_name(number));
             output.shards.push(TensorWriter::reopen(&path)?);
             for (name, info) in TensorFile::open(&path)?.in_file_order() {
                 output.place.insert(name.into(), (number, FloatType::of(info.dtype)));
             }
         }
+        output.take_room(checkpoint)?;
         output.keep.set(false); // from here on a failure cleans up
         Ok((output, journal.linears))
     }
 
     /// config.json (dense, with its `torch_dtype` set), tokenizer and generation settings.
-    fn copy_files(&self, checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result<(), CheckpointError> {
+    fn copy_files(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         for (name, from) in companions(&checkpoint.directory)? {
             let to = self.partial.join(&name);
             copy(&from, &to)?;
         }
         let path = self.partial.join("config.json");
         convert::set_format(&path, None)?;
-        if let Some(dtype) = dtype {
+        if let Some(dtype) = self.storage.dtype {
             let text = fs::read_to_string(&path).map_err(TensorError::io(&path))?;
             let not_json = |error| CheckpointError::Malformed {
                 path: path.clone(),
@@ -140,16 +153,13 @@ impl OutputDirectory {
         Ok(())
     }
 
-    fn create_shards(
-        &mut self,
-        checkpoint: &Checkpoint,
-        dtype: Option<FloatType>,
-    ) -> Result<(), CheckpointError> {
+    fn create_shards(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let dtype = self.storage.dtype;
         let linears: Vec<String> = checkpoint.linear_tensors().collect();
         let mut total_bytes = 0;
         let mut weight_map = serde_json::Map::new();
         for (number, shard) in checkpoint.shards().iter().enumerate() {
-            let file = shard.path().file_name().unwrap_or_default();
+            let path = place_for(&self.partial, checkpoint.file_name(number))?;
             // As in the source, but dense, and for the type of what is floating-point.
             let dense = checkpoint.tensors_of(number);
             let tensors: Vec<(&str, Dtype, &[usize])> = dense
@@ -162,13 +172,12 @@ impl OutputDirectory {
                     (name.as_str(), stored, info.shape.as_slice())
                 })
                 .collect();
-            let writer =
-                TensorWriter::create(&self.partial.join(file), tensors.iter().copied(), &shard.metadata)?;
+            let writer = TensorWriter::create(&path, tensors.iter().copied(), &shard.metadata)?;
             for &(name, stored, shape) in &tensors {
                 let stored_as = FloatType::of(stored);
                 self.place.insert(name.into(), (number, stored_as));
                 total_bytes += shape.iter().product::<usize>() * stored.bitsize() / 8;
-                weight_map.insert(name.into(), file.to_string_lossy().into());
+                weight_map.insert(name.into(), checkpoint.file_name(number).to_string_lossy().into());
                 if linears.iter().any(|linear| linear == name) {
                     continue;
                 }
@@ -176,7 +185,7 @@ impl OutputDirectory {
                 match (dtype, FloatType::of(tensor.info.dtype)) {
                     (Some(to), Some(from)) if from != to => {
                         let mut values = tensor.flat::<f64>()?;
-                        round_for_storage(&self.partial.join(file), name, &mut values, to)?;
+                        round_for_storage(&path, name, &mut values, to)?;
                         writer.write(name, &to.encode(values.view()))?;
                     }
                     _ => writer.write(name, &tensor.bytes)?,
@@ -187,6 +196,25 @@ impl OutputDirectory {
         checkpoint.drop_pages();
         if checkpoint.is_sharded() {
             write_index(&self.partial, weight_map, total_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Reserves room on the disk for the compressed copy, which is written at the end, while the dense weights still exist.
+    fn take_room(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let path = self.partial.join(ROOM);
+        if path.is_file() {
+            fs::remove_file(&path).map_err(TensorError::io(&path))?;
+        }
+        if self.storage.format == StorageFormat::SparseBitmask {
+            let bytes = convert::most_bytes(checkpoint, self.storage.dtype, self.storage.sparsity)?;
+            let taken = fs::File::create(&path).and_then(|file| reserve(&file, bytes));
+            taken.map_err(|error| CheckpointError::Unusable {
+                path,
+                detail: format!(
+                    "{error}; the compressed copy needs {bytes} bytes besides the dense weights: make room, or choose --format dense"
+                ),
+            })?;
         }
         Ok(())
     }
@@ -256,18 +284,22 @@ impl OutputDirectory {
     ///
     /// # Errors
     /// [`CheckpointError`]: the disk refuses, or the name has been taken; the finished layers are kept.
-    pub fn finish(self, format: StorageFormat) -> Result<(), CheckpointError> {
+    pub fn finish(self) -> Result<(), CheckpointError> {
         self.shards.iter().try_for_each(TensorWriter::sync).map_err(|error| self.refused(error))?;
-        let complete = match format {
+        let complete = match self.storage.format {
             StorageFormat::Dense => self.partial.clone(),
             StorageFormat::SparseBitmask => {
-                let converted = self.partial.join("converted");
+                let room = self.partial.join(ROOM);
+                if room.is_file() {
+                    fs::remove_file(&room).map_err(TensorError::io(&room))?;
+                }
+                let converted = self.partial.join(CONVERTED);
                 if converted.is_dir() {
                     fs::remove_dir_all(&converted).map_err(TensorError::io(&converted))?;
                 }
-                match Checkpoint::open(&self.partial)
-                    .and_then(|dense| convert::write(&dense, &converted, format, &Silent))
-                {
+                match Checkpoint::open(&self.partial).and_then(|dense| {
+                    convert::write(&dense, &converted, StorageFormat::SparseBitmask, &Silent)
+                }) {
                     Ok(()) => converted,
                     Err(CheckpointError::Tensor(error)) => return Err(self.refused(error)),
                     Err(error) => return Err(error),
@@ -311,6 +343,9 @@ impl Drop for OutputDirectory {
 
 /// The file in a `.partial` directory that records its finished layers.
 const JOURNAL: &str = "resume.json";
+/// The copy in another format there, and the file that holds the room for it. (Weight files may lie in folders of any name.)
+const CONVERTED: &str = "converted.partial";
+const ROOM: &str = "converted.room";
 
 #[derive(Serialize, Deserialize)]
 struct Journal {

@@ -1,5 +1,6 @@
 //! Token windows: what is calibrated on, and what is measured on.
 
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, Ix2};
@@ -7,6 +8,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
+use super::chunks::{self, Chunking};
+use super::text::TextFile;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{CheckpointError, ModelConfig};
 use crate::tensors::{TensorError, TensorFile};
@@ -71,52 +74,74 @@ impl Windows {
     ) -> Result<Self, WindowsError> {
         let unusable = |detail: String| WindowsError::Unusable { path: path.into(), detail };
         check_length(length, config).map_err(unusable)?;
-        let bytes = std::fs::read(path).map_err(TensorError::io(path))?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let packed =
-                [(&[0x1f, 0x8b][..], "gzip"), (b"PAR1", "Parquet"), (b"\x28\xb5\x2f\xfd", "Zstandard")];
-            let packed = packed.iter().find(|(magic, _)| error.as_bytes().starts_with(magic));
-            unusable(match packed {
-                Some((_, kind)) => {
-                    format!("is a {kind} file; give its text, or JSON lines with a field `text`")
-                }
-                None => format!("not UTF-8 text (byte {})", error.utf8_error().valid_up_to()),
-            })
+        let file = TextFile::open(path)?;
+        let mut start = String::new();
+        file.read(&mut |piece| {
+            start.push_str(piece);
+            Ok(if start.trim().is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
-        let text = match Layout::of(path, &text) {
-            Layout::Plain => text,
-            Layout::JsonLines => join_lines(&text).map_err(unusable)?,
-            Layout::JsonArray => join_array(&text).map_err(unusable)?,
-        };
-        if text.trim().is_empty() {
+        if start.trim().is_empty() {
             return Err(unusable("the text is empty".into()));
         }
-        let tokens = tokenizer.encode(&text).map_err(unusable)?;
-        check_vocabulary(tokens.iter().map(|&t| i64::from(t)), config).map_err(unusable)?;
-        if tokens.len() < length {
+        let (before, behind) = tokenizer.around(&start).map_err(unusable)?;
+        check_vocabulary(before.iter().chain(&behind).map(|&id| i64::from(id)), config).map_err(unusable)?;
+
+        // The first pass counts all tokens; consecutive windows are complete after it.
+        let most = match cut {
+            Cut::Random { .. } => 0,
+            Cut::Consecutive { limit } => {
+                limit.map_or(usize::MAX, |limit| limit.max(1).saturating_mul(length))
+            }
+        };
+        let (mut taken, mut chunks) = (before.clone(), Vec::new());
+        let (mut count, mut broken_off) = (before.len(), false);
+        chunks::encode(&file, tokenizer, Chunking::default(), before.len(), &mut |chunk, tokens| {
+            check_vocabulary(tokens.iter().map(|token| token.id.into()), config)?;
+            count += tokens.len();
+            if let Cut::Random { .. } = cut {
+                chunks.push(chunk);
+                return Ok(ControlFlow::Continue(()));
+            }
+            taken.extend(tokens.iter().map(|token| token.id));
+            broken_off = taken.len() >= most;
+            Ok(if broken_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        if !broken_off {
+            count += behind.len();
+            taken.extend(&behind);
+        }
+        if count < length {
             return Err(unusable(format!(
-                "the text has {} tokens, fewer than one window of {length}; give a longer text or a smaller --sequence-length",
-                tokens.len()
+                "the text has {count} tokens, fewer than one window of {length}; give a longer text or a smaller --sequence-length",
             )));
         }
-        let starts: Vec<usize> = match cut {
+        let cut_out = match cut {
             Cut::Random { samples, seed } => {
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
                 // u64, not usize: the same starts on every machine.
-                let last = (tokens.len() - length) as u64;
-                (0..samples).map(|_| random.random_range(0..=last) as usize).collect()
+                let last = (count - length) as u64;
+                let starts = (0..samples).map(|_| random.random_range(0..=last) as usize);
+                let mut windows =
+                    At { starts: starts.collect(), length, tokens: Array2::zeros((samples, length)) };
+                chunks.retain(|chunk| windows.need(chunk.tokens()));
+                windows.take(0, before.iter().copied());
+                chunks::encode_again(&file, tokenizer, &chunks, |chunk, tokens| {
+                    windows.take(chunk.tokens().start, tokens.iter().map(|token| token.id));
+                })?;
+                windows.take(count - behind.len(), behind.iter().copied());
+                windows.tokens
             }
             Cut::Consecutive { limit } => {
-                let all = tokens.len() / length;
-                (0..limit.unwrap_or(all).min(all)).map(|i| i * length).collect()
+                let all = taken.len() / length;
+                let rows = limit.unwrap_or(all).min(all);
+                Array2::from_shape_fn((rows, length), |(i, j)| taken[i * length + j])
             }
         };
         let source = match cut {
             Cut::Random { seed, .. } => format!("{}, random starts, ChaCha8 seed {seed}", file_name(path)),
             Cut::Consecutive { .. } => format!("{}, consecutive windows", file_name(path)),
         };
-        let cut = Array2::from_shape_fn((starts.len(), length), |(i, j)| tokens[starts[i] + j]);
-        nonempty(cut).map(|tokens| Windows { tokens, source }).map_err(unusable)
+        nonempty(cut_out).map(|tokens| Windows { tokens, source }).map_err(unusable)
     }
 
     /// Reads a token file: safetensors with a tensor `tokens` (sequences x length, I64). `limit` takes the first
@@ -206,62 +231,26 @@ pub(crate) fn check_vocabulary(
     }
 }
 
-/// How documents lie in a file.
-enum Layout {
-    Plain,
-    JsonLines,
-    JsonArray,
+/// Windows at given starts of a token sequence that arrives in parts.
+struct At {
+    starts: Vec<usize>,
+    length: usize,
+    tokens: Array2<u32>,
 }
 
-impl Layout {
-    /// By the file's name; where that says nothing, JSON is what begins as such: an object with a field `text` on the first
-    /// line, or an array of them. (The published shards of C4 have names such as `c4-train.00000-of-01024.json`.)
-    fn of(path: &Path, text: &str) -> Self {
-        let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
-        let named = |name: &str| extension.as_ref().is_some_and(|extension| extension == name);
-        let start = text.trim_start_matches('\u{feff}').trim_start();
-        let array = || start.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with(['{', ']']));
-        let first =
-            || start.lines().next().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        if named("jsonl") || named("ndjson") {
-            Layout::JsonLines
-        } else if named("json") {
-            if start.starts_with('[') { Layout::JsonArray } else { Layout::JsonLines }
-        } else if first().is_some_and(|line| line.get("text").is_some()) {
-            Layout::JsonLines
-        } else if array() && join_array(text).is_ok() {
-            Layout::JsonArray
-        } else {
-            Layout::Plain
+impl At {
+    /// Whether any of the tokens with these numbers is in a window.
+    fn need(&self, numbers: Range<usize>) -> bool {
+        self.starts.iter().any(|&start| start < numbers.end && numbers.start < start + self.length)
+    }
+
+    /// Copies the tokens from number `first` on into the windows that contain them.
+    fn take(&mut self, first: usize, part: impl ExactSizeIterator<Item = u32> + Clone) {
+        for (&start, mut window) in self.starts.iter().zip(self.tokens.rows_mut()) {
+            let numbers = first.max(start)..(first + part.len()).min(start + self.length);
+            for (number, token) in numbers.clone().zip(part.clone().skip(numbers.start - first)) {
+                window[number - start] = token;
+            }
         }
     }
-}
-
-/// The documents of JSON lines.
-fn join_lines(text: &str) -> Result<String, String> {
-    let text = text.trim_start_matches('\u{feff}');
-    let mut documents = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let place = format!("line {}", number + 1);
-        let json = serde_json::from_str(line).map_err(|error| {
-            format!("{place} is not JSON: {error}; expected an object with a field `text` per line")
-        })?;
-        documents.push(document(&place, &json)?);
-    }
-    Ok(documents.join("\n\n"))
-}
-
-/// The documents of a JSON array.
-fn join_array(text: &str) -> Result<String, String> {
-    let text = text.trim_start_matches('\u{feff}');
-    let entries: Vec<serde_json::Value> = serde_json::from_str(text)
-        .map_err(|error| format!("not a JSON array: {error}; expected objects with a field `text`"))?;
-    let documents =
-        entries.iter().enumerate().map(|(i, json)| document(&format!("entry {i} of the array"), json));
-    Ok(documents.collect::<Result<Vec<_>, _>>()?.join("\n\n"))
-}
-
-fn document(place: &str, json: &serde_json::Value) -> Result<String, String> {
-    let text = json.get("text").and_then(|text| text.as_str());
-    text.map(String::from).ok_or_else(|| format!("{place} has no field `text`"))
 }

@@ -91,6 +91,12 @@ impl Checkpoint {
         &self.shards
     }
 
+    /// Where a weight file lies in the directory.
+    pub fn file_name(&self, shard: usize) -> &Path {
+        let path = self.shards[shard].path();
+        path.strip_prefix(&self.directory).unwrap_or(path)
+    }
+
     /// Whether an index places the tensors.
     pub fn is_sharded(&self) -> bool {
         self.sharded
@@ -533,7 +539,7 @@ impl Shards {
 }
 
 /// The files that an index names, in the order of their names.
-fn named_files(index: &Path) -> Result<BTreeSet<String>, CheckpointError> {
+fn named_files(index: &Path) -> Result<BTreeSet<PathBuf>, CheckpointError> {
     let malformed = |detail: String| CheckpointError::Malformed { path: index.into(), detail };
     let text = std::fs::read_to_string(index).map_err(TensorError::io(index))?;
     let json = parse_json(&text).map_err(|error| malformed(format!("not JSON: {error}")))?;
@@ -543,11 +549,16 @@ fn named_files(index: &Path) -> Result<BTreeSet<String>, CheckpointError> {
         .ok_or_else(|| malformed("has no `weight_map`".into()))?;
     let file_of = |(name, file): (&String, &serde_json::Value)| {
         let file = file.as_str().ok_or_else(|| malformed(format!("`weight_map.{name}` names no file")))?;
-        // A shard lies beside its index (`./` says no more); anything else would read or write elsewhere.
-        let mut parts = Path::new(file).components().filter(|part| *part != Component::CurDir);
-        match (parts.next(), parts.next()) {
-            (Some(Component::Normal(base)), None) => Ok(base.to_string_lossy().into_owned()),
-            _ => Err(malformed(format!("`weight_map.{name}` names `{file}`, which is no plain file name"))),
+        // Beside the index or in a folder there (`./` says no more); anything else would read or write elsewhere.
+        let parts = Path::new(file).components().filter(|part| *part != Component::CurDir);
+        let inside = parts.clone().all(|part| matches!(part, Component::Normal(_)));
+        let place: PathBuf = parts.collect();
+        match place.file_name() {
+            Some(_) if inside => Ok(place),
+            _ => Err(malformed(format!(
+                "`weight_map.{name}` names `{file}`, which is outside this directory; expected a relative \
+                 path without `..`"
+            ))),
         }
     };
     map.iter().map(file_of).collect()

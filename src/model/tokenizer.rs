@@ -21,6 +21,17 @@ pub struct Tokenizer {
     unknown: Option<u32>,
 }
 
+/// A token in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The first byte of its text.
+    pub start: usize,
+    /// The byte after its text.
+    pub end: usize,
+}
+
 impl Tokenizer {
     /// Its file in a model directory.
     pub const FILE: &str = "tokenizer.json";
@@ -97,6 +108,28 @@ impl Tokenizer {
     fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, String> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, around))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of a text without special tokens around it, each with its bytes in the text.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    pub fn encode_with_places(&self, text: &str) -> Result<Vec<Token>, String> {
+        let encoding = guarded(|| self.tokenizer.encode(text, false))?;
+        let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(tokens.map(|(&id, &(start, end))| Token { id, start, end }).collect())
+    }
+
+    /// The special tokens that the tokenizer adds before and after a text.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    pub fn around(&self, text: &str) -> Result<(Vec<u32>, Vec<u32>), String> {
+        let encoding = guarded(|| self.tokenizer.encode(text, true))?;
+        let (ids, special) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        let before = special.iter().take_while(|&&special| special == 1).count();
+        let behind = special[before..].iter().rev().take_while(|&&special| special == 1).count();
+        Ok((ids[..before].to_vec(), ids[ids.len() - behind..].to_vec()))
     }
 
     /// The text of tokens, without special ones; bytes that are no character, or not all of one, are U+FFFD. Tokens that are

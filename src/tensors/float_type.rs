@@ -89,16 +89,21 @@ impl FloatType {
         }
     }
 
+    /// The bits of `x` rounded to this type. For numbers that are not negative, the order of the bits is that of the numbers.
+    pub fn bits(self, x: f64) -> u64 {
+        match self {
+            FloatType::F64 => x.to_bits(),
+            FloatType::F32 => (x as f32).to_bits().into(),
+            FloatType::Bf16 => bf16::from_f32(to_odd(x)).to_bits().into(),
+            FloatType::F16 => f16::from_f32(to_odd(x)).to_bits().into(),
+        }
+    }
+
     /// The bytes of a matrix, row-major, little-endian, rounded to this type.
     pub fn encode<T: Scalar>(self, values: ArrayView2<T>) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(values.len() * self.size());
-        for x in values.iter().map(|x| x.widen()) {
-            match self {
-                FloatType::F64 => bytes.extend(x.to_le_bytes()),
-                FloatType::F32 => bytes.extend((x as f32).to_le_bytes()),
-                FloatType::Bf16 => bytes.extend(bf16::from_f32(to_odd(x)).to_le_bytes()),
-                FloatType::F16 => bytes.extend(f16::from_f32(to_odd(x)).to_le_bytes()),
-            }
+        for x in values {
+            bytes.extend(&self.bits(x.widen()).to_le_bytes()[..self.size()]);
         }
         bytes
     }

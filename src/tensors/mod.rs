@@ -13,5 +13,5 @@ pub use safetensors::tensor::Dtype;
 pub use self::file::{TensorData, TensorFile};
 pub use self::float_type::{FloatType, round_for_storage};
 pub use self::header::TensorInfo;
-pub use self::writer::TensorWriter;
+pub use self::writer::{TensorWriter, reserve};
 pub use crate::tensor_error::TensorError;

@@ -117,7 +117,10 @@ impl TensorWriter {
 }
 
 /// Gives a file its length, with all of its blocks.
-fn reserve(file: &File, length: u64) -> io::Result<()> {
+///
+/// # Errors
+/// What the system says, such as that the disk is full.
+pub fn reserve(file: &File, length: u64) -> io::Result<()> {
     let length = length.try_into().map_err(|_| io::ErrorKind::FileTooLarge)?;
     // SAFETY: the descriptor is open for as long as the file is borrowed.
     match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length) } {

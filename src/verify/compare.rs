@@ -190,12 +190,7 @@ pub fn ulps(precision: FloatType, a: f64, b: f64) -> Option<u64> {
 
 /// The place of a value among the representable numbers of its type, 0 for both zeros.
 fn on_the_line(precision: FloatType, x: f64) -> i64 {
-    let magnitude = match precision {
-        FloatType::F64 => x.abs().to_bits() as i64,
-        FloatType::F32 => (x.abs() as f32).to_bits().into(),
-        FloatType::Bf16 => half::bf16::from_f64(x.abs()).to_bits().into(),
-        FloatType::F16 => half::f16::from_f64(x.abs()).to_bits().into(),
-    };
+    let magnitude = precision.bits(x.abs()) as i64;
     if x.is_sign_negative() { -magnitude } else { magnitude }
 }
 

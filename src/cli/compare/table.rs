@@ -78,7 +78,8 @@ impl Table {
         }
         for &quantity in &self.shown {
             columns.push(column(title(quantity), value_width, move |_, row| value(row, quantity)));
-            columns.push(column(["", "gap to", "dense"], 6, move |_, row| {
+            let width = if quantity == Quantity::Perplexity { 8 } else { 6 };
+            columns.push(column(["", "gap to", "dense"], width, move |_, row| {
                 let gap = row.quantities[&quantity].gap_to_dense;
                 // Rounded first: -0.001 is shown as +0.00.
                 let shown = |gap: f64| (100.0 * scale(quantity) * gap).round() / 100.0 + 0.0;
