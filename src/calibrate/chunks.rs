@@ -9,8 +9,7 @@ use std::ops::{ControlFlow, Range};
 
 use rayon::prelude::*;
 
-use super::text::TextFile;
-use super::windows::WindowsError;
+use super::text::{TextFile, WindowsError};
 use crate::model::tokenizer::{Token, Tokenizer};
 
 /// How a text is cut.

@@ -8,8 +8,27 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::windows::WindowsError;
+use crate::model::CheckpointError;
 use crate::tensors::TensorError;
+
+/// Why token windows cannot be made of a file.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowsError {
+    /// The token file.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] CheckpointError),
+    /// The text or token file has unusable content.
+    #[error("{}: {detail}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What it holds, what was expected, and what to do.
+        detail: String,
+    },
+}
 
 /// Receives the text of [`TextFile::read`] in order; `Err` says what is wrong with the file.
 type Sink<'a> = dyn FnMut(&str) -> Result<ControlFlow<()>, String> + 'a;

@@ -1,7 +1,7 @@
 //! Token windows: what is calibrated on, and what is measured on.
 
 use std::ops::{ControlFlow, Range};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ndarray::{Array2, Ix2};
 use rand::{RngExt, SeedableRng};
@@ -10,28 +10,10 @@ use sha2::{Digest, Sha256};
 
 use super::chunks::{self, Chunking};
 use super::text::TextFile;
+pub use super::text::WindowsError;
+use crate::model::ModelConfig;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{CheckpointError, ModelConfig};
-use crate::tensors::{TensorError, TensorFile};
-
-/// Why there are no windows.
-#[derive(Debug, thiserror::Error)]
-pub enum WindowsError {
-    /// The token file.
-    #[error(transparent)]
-    Tensor(#[from] TensorError),
-    /// The tokenizer.
-    #[error(transparent)]
-    Tokenizer(#[from] CheckpointError),
-    /// The text or token file does not hold what is asked of it.
-    #[error("{}: {detail}", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What it holds, what was expected, and what to do.
-        detail: String,
-    },
-}
+use crate::tensors::TensorFile;
 
 /// Sequences of equal length.
 #[derive(Clone, Debug)]
