@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all, and JSON that says everything once.
+//! Atomic writing of files, and a JSON parser that refuses repeated keys.
 
 use std::fmt;
 use std::fs;

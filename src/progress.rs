@@ -1,4 +1,4 @@
-//! How far a long computation is: what it tells, and how a step of it tells the whole.
+//! The progress of a long computation: what it reports, and how one of its steps reports as a part of the whole.
 
 use std::sync::Mutex;
 

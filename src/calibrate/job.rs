@@ -43,7 +43,7 @@ pub struct PruneJob<'a> {
     pub output: &'a Path,
     /// Damps a Hessian that is not positive definite ten times as much, up to 1, until it is.
     pub damping_retry: bool,
-    /// Compares this many rows of each linear with the best weights for its mask ([`gap`]).
+    /// Compares this many rows of each linear with the best weights for its mask ([`gap`](super::gap)).
     pub report_gap: Option<usize>,
     /// Continues an interrupted run of the same job at its first unfinished layer.
     pub resume: bool,

@@ -11,7 +11,7 @@ use crate::reference::{
 pub(super) enum MethodName {
     Duogpt,
     Sparsegpt,
-    /// Only quantises; needs --bits. With --alpha 0 it is GPTQ.
+    /// Only quantises; needs --bits. With --alpha 0 it is GPTQ on GPTAQ's grids.
     Gptaq,
     Wanda,
     Magnitude,

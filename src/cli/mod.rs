@@ -37,7 +37,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Prune the small model that comes with the source by every method, and compare the results.
+    /// Prune the small model that comes with the source by four methods, and compare the results.
     Demo(demo::DemoArgs),
     /// Prune a checkpoint. If a flag is given twice, the last value is used.
     #[command(args_override_self = true)]
@@ -60,7 +60,7 @@ enum Command {
     Vectors(vectors::VectorsCommand),
     /// Compare the tensors of two files, for example those of a test vector and of your own port.
     CompareTensors(compare_tensors::CompareTensorsArgs),
-    /// Store a checkpoint in another format: dense, or without the zeros.
+    /// Store a checkpoint in another format (dense, or without the zeros), or make a model directory from a GGUF file.
     Convert(convert::ConvertArgs),
     /// List a checkpoint's tensors with shape, type, format, bytes and sparsity.
     Inspect(inspect::InspectArgs),

@@ -46,7 +46,7 @@ pub struct PruneArgs {
     /// Pruning method.
     #[arg(long, value_enum, default_value_t = MethodName::Duogpt)]
     method: MethodName,
-    /// Fraction of weights to prune, or N:M (by default 0.5; gptaq prunes none).
+    /// Fraction of weights to prune, or N:M: N zeros in every M weights of a row (by default 0.5; gptaq prunes none).
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     weight_sparsity: Option<Sparsity>,
     /// Fraction of each token's activations to zero during calibration (by default 0.5; 0 for gptaq). Wanda and magnitude

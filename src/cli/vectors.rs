@@ -20,7 +20,7 @@ use crate::verify::vectors::{Case, case_folders};
 pub enum VectorsCommand {
     /// Write a fresh case, computed by the reference in f64: a port that is tuned to the published cases fails on it.
     Make(Box<MakeArgs>),
-    /// Hold a folder of cases to the schema (fixtures/vectors/v1/SCHEMA.md).
+    /// Check a folder of cases against the schema (fixtures/vectors/v1/SCHEMA.md).
     Check(CheckArgs),
 }
 
@@ -60,7 +60,7 @@ pub struct MakeArgs {
     /// Output and input channels, such as 16x64.
     #[arg(long, value_name = "NxK", value_parser = shape)]
     shape: (usize, usize),
-    /// Folder that gets `<algorithm>/<id>`.
+    /// Folder in which the case is written, as `<algorithm>/<id>`.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Name of the case (by default `seed-<S>`).
@@ -72,10 +72,10 @@ pub struct MakeArgs {
     /// Tokens of each.
     #[arg(long, value_name = "N", default_value_t = 48)]
     tokens: usize,
-    /// A fraction, or N:M pruned.
+    /// Fraction of the weights to prune, or N:M (N of every M).
     #[arg(long, value_name = "P", default_value = "0.5")]
     weight_sparsity: Sparsity,
-    /// A fraction of each token.
+    /// Fraction of each token's activations to zero.
     #[arg(long, value_name = "P", default_value_t = 0.5)]
     activation_sparsity: f64,
     /// Columns per block.

@@ -35,8 +35,8 @@ pub struct VerifyArgs {
     /// Only cases whose `<algorithm>/<case>` contains this text.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Backend to check. The tolerance for CUDA is twice that of the CPU in f32; stages that CUDA does not support are
-    /// listed as skipped.
+    /// Backend to check. CUDA's error in a stage may be twice the error of the CPU in f32; stages that CUDA does not support
+    /// are listed as skipped.
     #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
     backend: BackendName,
     /// Arithmetic to check (by default f64 on the CPU; CUDA has f32 only).

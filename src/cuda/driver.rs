@@ -1,4 +1,4 @@
-//! The real device: CUDA's driver, cuBLAS and cuSOLVER, loaded at run time. One binary serves machines with and without.
+//! The real device: CUDA's driver, cuBLAS and cuSOLVER, loaded at run time. One binary serves machines with and without a GPU.
 
 use std::collections::HashMap;
 use std::fs;

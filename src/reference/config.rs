@@ -143,7 +143,7 @@ impl PruneConfig {
         }
     }
 
-    /// GPTAQ's published settings, for [`baseline::gptaq`]: damping 0.01, natural order, alpha 0.25 on D. No weight is
+    /// GPTAQ's published settings, for [`gptaq`](crate::reference::baseline::gptaq): damping 0.01, natural order, alpha 0.25 on D. No weight is
     /// pruned.
     pub fn gptaq() -> Self {
         PruneConfig {

@@ -14,7 +14,7 @@ pub enum ConfigError {
         value: f64,
     },
     /// N:M needs 0 <= N < M.
-    #[error("sparsity {n}:{m} needs fewer zeros than columns per group")]
+    #[error("sparsity {n}:{m}: N must be smaller than M (N of every M weights are pruned)")]
     NotNofM {
         /// Zeros per group.
         n: usize,

@@ -95,8 +95,8 @@ impl<T: Scalar> Correction<T> {
 /// 1 / L_pp^2 + alpha (a_p - b_p + 2 c_p)
 /// ```
 ///
-/// With no correction it is SparseGPT's 1 / L_pp^2. The factor can be negative: with the residual, removing
-/// a weight can reduce the error.
+/// With no correction it is SparseGPT's 1 / L_pp^2. For alpha <= 1 it is not
+/// negative in exact arithmetic (at alpha = 1 it is a least squared error); with rounding or a larger alpha it can be.
 // ANCHOR: score_scale
 pub fn score_scale<T: Scalar>(l: ArrayView2<T>, coefficients: Option<(&Coefficients<T>, f64)>) -> Array1<T> {
     let mut scale = l.diag().mapv(|l| T::one() / (l * l));

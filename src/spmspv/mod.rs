@@ -1,7 +1,8 @@
 //! y = W (x * mask) on a CPU, close to the speed at which memory delivers W.
 //!
-//! The storage formats are those of [`reference::spmspv`](crate::reference::spmspv), and the result is the same. In
-//! addition, tiles of rows are distributed over rayon's threads; eight columns at a time are added to the sums of a tile, which stay
+//! The storage formats are those of [`reference::spmspv`](crate::reference::spmspv), and the result is the same but for
+//! rounding (the reference adds in f64). In addition, tiles of rows are distributed over rayon's threads; eight columns at a
+//! time are added to the sums of a tile, which stay
 //! in the first-level cache; packed values are expanded by the processor's own instructions where it has them.
 //!
 //! Every output is the sum over the selected columns in ascending order, in f32, each step one fused multiply-add. So

@@ -1,5 +1,5 @@
-//! The header of a safetensors file. What is valid, the crate `safetensors` decides ([`Metadata`]); each function here says
-//! what it adds.
+//! The header of a safetensors file. The crate `safetensors` decides what is valid ([`Metadata`]); each function here says
+//! what it checks besides.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;

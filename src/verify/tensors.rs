@@ -2,7 +2,8 @@
 //!
 //! Tensors of equal name are compared in the order in which the algorithm makes them, so that the first that fails is
 //! the place to look. Names are those of the test vectors (`stats.hessian`, `trace.hinv_chol`, `trace.mask`,
-//! `output.weight`, ...) or of a checkpoint; any other name does too.
+//! `output.weight`, ...) or of a checkpoint; any other
+//! name is accepted too.
 //!
 //! * Integers, booleans and masks are decisions: counted, and weighed by the recorded scores where there are any.
 //! * A tensor whose name ends in `weight` is a pruned weight: where it is zero is a decision, and its values are

@@ -1,4 +1,5 @@
-//! GPTAQ: Algorithm 1 with q = the nearest point of a grid. With dX = 0 or alpha = 0 it is GPTQ.
+//! GPTAQ: Algorithm 1 with q = the nearest point of a grid. With dX = 0 or alpha = 0 it is GPTQ (with [`GridCodes::Offset`], on
+//! GPTQ's own grids).
 //!
 //! # Grids
 //! Over the weights of one row, or of `group_size` columns of it, let lo = min(w, 0) and hi = max(w, 0). With b bits

@@ -5,7 +5,8 @@
 //!
 //! * sums: (m + 8) u sum |x| |y|, the standard bound on an inner product of rounded inputs;
 //! * behind the factor: (m + 3 k) u cond(S) of the largest entry. S is the expected damped Hessian scaled to a unit
-//!   diagonal: Cholesky does not feel the scaling, and the factor of a matrix perturbed by a relative epsilon moves
+//!   diagonal: the error bound of Cholesky does not depend on such a scaling, and the factor of a matrix perturbed by a
+//!   relative epsilon moves
 //!   by epsilon cond(S) to first order (cond in the 1-norm);
 //! * E = (W_j - q) / L_jj: the same of the largest W_j / L_jj, as W_j and q cancel where q is a rounded W_j;
 //! * a grid's scale: 4 u (two rounded inputs, a factor, a difference and a quotient, none of which cancels); a point of

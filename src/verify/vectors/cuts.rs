@@ -1,4 +1,4 @@
-//! The cuts that a mask makes through its scores, and how far each score lies from its cut.
+//! The cuts of a mask: in each region the largest pruned score, and how far each score lies from it.
 
 use ndarray::Array2;
 

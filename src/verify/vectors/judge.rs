@@ -3,7 +3,8 @@
 //! Stages are compared in the order in which an implementation computes them: all sliced ones for the first slice, then
 //! for the next. So the first failure names the first wrong step in time, and not the first wrong array. Reals may be off
 //! by the tolerance times the largest expected entry of their row; masks, permutations and codes must be equal. NaN and
-//! infinity never pass. A result must fit the case itself, or one of the outcomes that it accepts, throughout.
+//! infinity never pass. Either all tensors of a
+//! result agree with the case itself, or all agree with the same one of the alternatives that the case accepts.
 
 use std::ops::Range;
 

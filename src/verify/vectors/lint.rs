@@ -1,4 +1,4 @@
-//! A folder of cases held to the schema: what a reader accepts, and besides that no field is unknown and every name is one
+//! Checks a folder of cases against the schema: a reader must accept it, no field may be unknown, and every name must be one
 //! of the schema's.
 
 use std::path::Path;
