@@ -31,11 +31,19 @@ fn arguments(run: &Value, output: &Path, backend: &str) -> Vec<String> {
     arguments
 }
 
-/// Error and flipped decisions of pruned weights against the golden ones, by linear.
+/// The linears of a layer in the order in which they are pruned.
+const ORDER: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// Error and flipped decisions of pruned weights against the golden ones, by linear, in the order of pruning.
 fn errors(golden: &TensorFile, output: &Path) -> Vec<(String, f64, usize)> {
     let found = TensorFile::open(&output.join("model.safetensors")).unwrap();
-    golden
-        .names()
+    let mut names: Vec<&str> = golden.names().collect();
+    names.sort_by_key(|name| {
+        let part = |i| name.split('.').nth(i).unwrap();
+        (part(2).parse::<usize>().unwrap(), ORDER.iter().position(|linear| *linear == part(4)))
+    });
+    names
+        .into_iter()
         .map(|name| {
             let (golden, found) = (golden.matrix::<f64>(name).unwrap(), found.matrix::<f32>(name).unwrap());
             let largest = golden.iter().fold(0.0f64, |m, w| m.max(w.abs()));
@@ -102,3 +110,29 @@ macro_rules! runs {
     };
 }
 runs!(duogpt_upstream duogpt_paper duogpt_natural duogpt_2_4 duogpt_60_40 sparsegpt wanda magnitude);
+
+/// Every stage of a golden case, within its budget.
+#[test]
+fn a_case_is_verified() {
+    let case = fixture("vectors/v1/duogpt/one-block");
+    let ran =
+        stand_in::duogpt(&["verify", "--backend", "cuda", "--vectors", case.to_str().unwrap()], &[]).well();
+    let text = String::from_utf8_lossy(&ran.output.stdout);
+    assert!(text.contains("12 stages, 0 failed"), "{text}");
+    assert!(ran.calls("cuLaunchKernel") > 0);
+}
+
+#[test]
+fn a_text_is_continued_as_on_the_cpu() {
+    let nano = fixture("nano-llama");
+    let arguments = |backend| {
+        let model = nano.to_str().unwrap();
+        ["generate", "--backend", backend, "--model", model, "--prompt-tokens", "1,2,3", "--max-tokens", "4"]
+    };
+    let ran = stand_in::duogpt(&arguments("cuda"), &[]).well();
+    let on_cpu = duogpt(&arguments("cpu"));
+    assert!(on_cpu.status.success());
+    let [found, expected] = [&ran.output, &on_cpu].map(|output| String::from_utf8_lossy(&output.stdout));
+    assert_eq!(found, expected);
+    assert!(ran.calls("cuLaunchKernel") > 0);
+}
