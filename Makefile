@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: kernels demo test check doc docs figures bench gpu install-system-packages real
+.PHONY: kernels fake-cuda demo test check doc docs figures bench gpu install-system-packages real
 .DEFAULT_GOAL := demo
 
 demo: install-system-packages ## prune the small model by every method and compare perplexities
@@ -45,7 +45,10 @@ bench: install-system-packages ## criterion benches; figures in benches/README.m
 	cargo bench
 
 kernels: install-system-packages ## what a changed kernel can break, without a GPU: a part of `make test`
-	cargo test --release --no-fail-fast --test cuda --test cross_backend --test golden --test benches --test device_errors --test kernels_compile
+	cargo test --release --no-fail-fast --test cuda --test cross_backend --test golden --test benches --test device_errors --test fake_cuda --test kernels_compile
+
+fake-cuda: install-system-packages ## stand-ins for CUDA's libraries: LD_LIBRARY_PATH=target/fake-cuda target/release/duogpt prune --backend cuda ...
+	tests/fake_cuda/build.sh
 
 gpu: install-system-packages ## on a machine with a CUDA device: every kernel against the reference there, then timed
 	scripts/gpu-check.sh

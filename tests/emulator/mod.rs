@@ -261,6 +261,7 @@ struct Region {
     begin: usize,
     bytes: usize,
     argument: c_int,
+    written: bool,
 }
 
 /// `Launch` of runtime.cpp.
@@ -270,8 +271,9 @@ struct RawLaunch {
     arguments: *const *const c_void,
     grid: Index3,
     block: Index3,
-    regions: *const Region,
+    regions: *mut Region,
     region_count: usize,
+    most_blocks: u64,
     seed: u64,
     report: *mut c_char,
     report_bytes: usize,
@@ -294,35 +296,38 @@ impl Compiled {
                 Argument::F32(value) => value.to_bits().into(),
             })
             .collect();
-        let sizes: Vec<usize> = launch
+        let kinds: String = launch
             .arguments
             .iter()
             .map(|argument| match argument {
-                Argument::Address(_) => 8,
-                Argument::U32(_) | Argument::F32(_) => 4,
+                Argument::Address(_) => 'p',
+                Argument::U32(_) => 'u',
+                Argument::F32(_) => 'f',
             })
             .collect();
         let arguments: Vec<*const c_void> =
             values.iter().map(|value| std::ptr::from_ref(value).cast()).collect();
-        let regions: Vec<Region> = regions
+        let mut regions: Vec<Region> = regions
             .iter()
             .map(|&(begin, bytes)| {
                 let inside = |address| (begin..=begin + bytes as u64).contains(&address);
                 let argument =
                     launch.arguments.iter().position(|a| matches!(a, Argument::Address(at) if inside(*at)));
-                Region { begin: begin as usize, bytes, argument: argument.map_or(-1, |a| a as c_int) }
+                let argument = argument.map_or(-1, |a| a as c_int);
+                Region { begin: begin as usize, bytes, argument, written: false }
             })
             .collect();
         let mut report = vec![0u8; REPORT_BYTES];
         // SAFETY: the symbols have these types in runtime.cpp and in the source that `compile` appends.
         unsafe {
             let symbol = |prefix: &str| CString::new(format!("{prefix}_{}", launch.kernel)).unwrap();
-            let fits: Symbol<unsafe extern "C" fn(*const usize, usize) -> c_int> = self
+            let parameters: Symbol<unsafe extern "C" fn() -> *const c_char> = self
                 .library
-                .get(symbol("fits").as_bytes_with_nul())
+                .get(symbol("parameters").as_bytes_with_nul())
                 .map_err(|_| format!("there is no kernel {}", launch.kernel))?;
-            if fits(sizes.as_ptr(), sizes.len()) == 0 {
-                return Err("arguments: their number or sizes are not the kernel's".into());
+            let parameters = CStr::from_ptr(parameters()).to_str().unwrap();
+            if kinds != parameters {
+                return Err(format!("arguments: of kinds {kinds}, and the kernel's are {parameters}"));
             }
             let call = *self.library.get(symbol("call").as_bytes_with_nul()).unwrap();
             let run: Symbol<unsafe extern "C" fn(*mut RawLaunch) -> c_int> =
@@ -332,8 +337,9 @@ impl Compiled {
                 arguments: arguments.as_ptr(),
                 grid: Index3(launch.grid.0, launch.grid.1, 1),
                 block: Index3(launch.block, 1, 1),
-                regions: regions.as_ptr(),
+                regions: regions.as_mut_ptr(),
                 region_count: regions.len(),
+                most_blocks: 0,
                 seed,
                 report: report.as_mut_ptr().cast(),
                 report_bytes: REPORT_BYTES,
@@ -378,8 +384,7 @@ fn text(name: &str, common: &str, source: &str) -> String {
         text +=
             &format!("extern \"C\" void call_{kernel}(void *const *a) {{ emulator_call({kernel}, a); }}\n");
         text += &format!(
-            "extern \"C\" int fits_{kernel}(const unsigned long *s, unsigned long n) \
-             {{ return emulator_fits({kernel}, s, n); }}\n"
+            "extern \"C\" const char *parameters_{kernel}() {{ return emulator_parameters({kernel}); }}\n"
         );
     }
     text
@@ -389,17 +394,15 @@ fn text(name: &str, common: &str, source: &str) -> String {
 fn compile(name: &str, text: &str) -> Result<Compiled, DeviceError> {
     let runtime = kept((RUNTIME, FLAGS), |directory| {
         fs::write(directory.join("runtime.cpp"), RUNTIME).expect("a writable directory");
-        // Hardened headers take a jump between fibers for an error.
-        let flags = ["-O2", "-U_FORTIFY_SOURCE"];
-        run_compiler("runtime.cpp", directory, &flags, &["-c", "-o", "runtime.o", "runtime.cpp"])
+        run_compiler("runtime.cpp", directory, flags(1), &["-c", "-o", "runtime.o", "runtime.cpp"])
     })?;
-    let library = kept((text, RUNTIME, FLAGS, WATCHED), |directory| {
+    let library = kept((text, RUNTIME, FLAGS), |directory| {
         fs::write(directory.join("kernel.cpp"), text).expect("a writable directory");
-        run_compiler(name, directory, &WATCHED, &["-c", "-o", "kernel.o", "kernel.cpp"])?;
+        run_compiler(name, directory, flags(2), &["-c", "-o", "kernel.o", "kernel.cpp"])?;
         let runtime = runtime.join("runtime.o");
         let runtime = runtime.to_str().expect("a path that is text");
-        let link = ["-shared", "-Wl,-Bsymbolic"];
-        run_compiler(name, directory, &link, &["-o", "kernel.so", "kernel.o", runtime])
+        let link = ["-shared", "-Wl,-Bsymbolic"].into_iter();
+        run_compiler(name, directory, link, &["-o", "kernel.so", "kernel.o", runtime])
     })?;
     let path = library.join("kernel.so");
     // SAFETY: built from sources of this repository; it runs no code when it is loaded.
@@ -425,15 +428,23 @@ fn kept(key: impl Hash, make: impl FnOnce(&Path) -> Result<(), DeviceError>) -> 
 
 const PRELUDE: &str = include_str!("prelude.h");
 const RUNTIME: &str = include_str!("runtime.cpp");
-const FLAGS: [&str; 5] = ["-std=c++17", "-gdwarf-4", "-fPIC", "-fno-exceptions", "-ffp-contract=off"];
-/// Loops stay loops: the compiler's own memset would not be watched.
-const WATCHED: [&str; 4] =
-    ["-O1", "-fsanitize=thread", "-fno-tree-loop-distribute-patterns", "-Wno-unknown-pragmas"];
+/// The compiler's flags: for all, for the runtime, for kernels. Loops of kernels stay loops: the compiler's own memset would not
+/// be watched. Hardened headers in the runtime would take a jump between fibers for an error.
+const FLAGS: &str = include_str!("flags.txt");
 
-fn run_compiler(name: &str, directory: &Path, flags: &[&str], arguments: &[&str]) -> Result<(), DeviceError> {
+fn flags(line: usize) -> impl Iterator<Item = &'static str> {
+    FLAGS.lines().nth(line).expect("three lines").split_whitespace()
+}
+
+fn run_compiler<'a>(
+    name: &str,
+    directory: &Path,
+    others: impl Iterator<Item = &'a str>,
+    arguments: &[&str],
+) -> Result<(), DeviceError> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
     let output =
-        Command::new(&compiler).current_dir(directory).args(FLAGS).args(flags).args(arguments).output();
+        Command::new(&compiler).current_dir(directory).args(flags(0)).args(others).args(arguments).output();
     let failed = |log| DeviceError::Compile { file: name.into(), log };
     let output =
         output.map_err(|error| failed(format!("{compiler} does not start ({error}); install g++")))?;

@@ -1,6 +1,5 @@
 // What nvcc and the hardware give a kernel, as declarations: the emulator compiles this, kernels/common.cuh and one
 // kernel file as one source. The definitions are in runtime.cpp, compiled apart, so that the checks do not watch them.
-#pragma once
 #define EMULATED
 #define __global__
 #define __device__
@@ -134,7 +133,7 @@ inline unsigned short float_to_f16(float x) {
     return bits;
 }
 
-// The caller of a kernel with arguments behind pointers, as cuLaunchKernel takes them; says 0 where their sizes differ.
+// The caller of a kernel with arguments behind pointers, as cuLaunchKernel takes them.
 template <class... A> struct Caller {
     template <unsigned... I> struct Indices {};
     template <unsigned N, unsigned... I> struct Count : Count<N - 1, N - 1, I...> {};
@@ -150,9 +149,18 @@ template <class... A>
 __attribute__((no_sanitize_thread)) void emulator_call(void (*kernel)(A...), void *const *arguments) {
     Caller<A...>::call(kernel, arguments, typename Caller<A...>::template Count<sizeof...(A)>::Type());
 }
-template <class... A> int emulator_fits(void (*)(A...), const unsigned long *sizes, unsigned long count) {
-    const unsigned long expected[] = {sizeof(A)..., 0};
-    for (unsigned long i = 0; i < count && i < sizeof...(A); i++)
-        if (sizes[i] != expected[i]) return 0;
-    return count == sizeof...(A);
+// The kinds of a kernel's parameters, a letter each.
+template <class T> struct Kind;
+template <class T> struct Kind<T *> {
+    static constexpr char letter = 'p';
+};
+template <> struct Kind<unsigned> {
+    static constexpr char letter = 'u';
+};
+template <> struct Kind<float> {
+    static constexpr char letter = 'f';
+};
+template <class... A> const char *emulator_parameters(void (*)(A...)) {
+    static const char kinds[] = {Kind<A>::letter..., 0};
+    return kinds;
 }

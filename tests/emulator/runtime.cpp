@@ -26,13 +26,15 @@ struct Region {
     uintptr_t begin;
     size_t bytes;
     int argument; // of the kernel, from 0; -1: none
+    bool written; // by the kernel
 };
 struct Launch {
     void (*call)(void *const *);
     void *const *arguments;
     Index3 grid, block;
-    const Region *regions;
+    Region *regions;
     size_t region_count;
+    uint64_t most_blocks; // run of the grid: the last, the first, and others at random; 0: all
     uint64_t seed;
     char *report;
     size_t report_bytes;
@@ -71,6 +73,7 @@ struct Memory {
     size_t bytes = 0, granule = 4;
     const char *name = nullptr; // of a shared variable
     int argument = -1;
+    bool written = false;
     Cell *cells = nullptr;
     size_t mapped = 0;
 
@@ -410,6 +413,7 @@ void access(uintptr_t address, size_t size, Kind kind, uintptr_t program_counter
             cell.atomic = kind == Kind::atomic;
         }
     }
+    memory->written |= kind != Kind::read;
 }
 
 } // namespace
@@ -720,15 +724,21 @@ int emulator_launch(Launch *todo) {
     std::vector<unsigned> blocks(block_count);
     for (unsigned b = 0; b < block_count; b++) blocks[b] = b;
     threads.resize(thread_count);
-    for (unsigned done = 0; done < block_count && !failed; done++) {
-        size_t pick = done + draw() % (block_count - done);
+    // After the swap with the last block, the first one stands in its place.
+    bool few = launch->most_blocks && launch->most_blocks < block_count;
+    unsigned wanted = few ? launch->most_blocks : block_count;
+    for (unsigned done = 0; done < wanted && !failed; done++) {
+        size_t pick = few && done < 2 ? block_count - 1 : done + draw() % (block_count - done);
         block_number = blocks[pick];
         blocks[pick] = blocks[done];
         Index3 grid = launch->grid;
         block_index = {block_number % grid.x, block_number / grid.x % grid.y, block_number / grid.x / grid.y};
         run_block();
     }
-    for (Memory &memory : global) memory.unmap();
+    for (size_t i = 0; i < global.size(); i++) {
+        launch->regions[i].written = global[i].written;
+        global[i].unmap();
+    }
     munmap(stacks, thread_count * STACK);
     launch = nullptr;
     return failed;
