@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
 use super::CliError;
 use crate::reference::Sparsity;
@@ -24,36 +24,12 @@ pub enum VectorsCommand {
     Check(CheckArgs),
 }
 
-/// The algorithms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)] // their names say it
-pub enum AlgorithmName {
-    Duogpt,
-    Sparsegpt,
-    Wanda,
-    Magnitude,
-    Gptq,
-    Gptaq,
-    Activation,
-    Teal,
-}
-
-/// The column orders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)] // their names say it
-pub enum OrderName {
-    Natural,
-    Hessian,
-    HessianDrift,
-    Interleaved,
-}
-
 /// Arguments of `duogpt vectors make`.
 #[derive(Args)]
 pub struct MakeArgs {
     /// What the case computes.
     #[arg(long, value_enum)]
-    algorithm: AlgorithmName,
+    algorithm: Kind,
     /// Seed of the inputs.
     #[arg(long, value_name = "S")]
     seed: u64,
@@ -85,8 +61,8 @@ pub struct MakeArgs {
     #[arg(long, value_name = "X", default_value_t = 0.01)]
     damping: f64,
     /// Order of the columns.
-    #[arg(long, value_enum, default_value_t = OrderName::Natural)]
-    column_order: OrderName,
+    #[arg(long, value_enum, default_value_t = OrderKind::Natural)]
+    column_order: OrderKind,
     /// Columns per run of the interleaved order.
     #[arg(long, value_name = "N", default_value_t = 8)]
     order_run: usize,
@@ -140,25 +116,15 @@ pub fn run(command: &VectorsCommand) -> Result<ExitCode, CliError> {
 }
 
 fn make(args: &MakeArgs) -> Result<ExitCode, CliError> {
-    let algorithm = match args.algorithm {
-        AlgorithmName::Duogpt => Kind::DuoGpt,
-        AlgorithmName::Sparsegpt => Kind::SparseGpt,
-        AlgorithmName::Wanda => Kind::Wanda,
-        AlgorithmName::Magnitude => Kind::Magnitude,
-        AlgorithmName::Gptq => Kind::Gptq,
-        AlgorithmName::Gptaq => Kind::Gptaq,
-        AlgorithmName::Activation => Kind::Activation,
-        AlgorithmName::Teal => Kind::Teal,
-    };
     let case = NewCase {
         id: args.id.clone().unwrap_or(format!("seed-{}", args.seed)),
-        algorithm,
+        algorithm: args.algorithm,
         seed: args.seed,
         n: args.shape.0,
         k: args.shape.1,
         sequences: args.sequences,
         tokens: args.tokens,
-        settings: settings(args, algorithm),
+        settings: settings(args),
         command: format!("duogpt {}", std::env::args().skip(1).collect::<Vec<_>>().join(" ")),
     }
     .make()?;
@@ -168,7 +134,8 @@ fn make(args: &MakeArgs) -> Result<ExitCode, CliError> {
 }
 
 /// The settings that the algorithm has.
-fn settings(args: &MakeArgs, algorithm: Kind) -> CaseSettings {
+fn settings(args: &MakeArgs) -> CaseSettings {
+    let algorithm = args.algorithm;
     let mut settings = CaseSettings::default();
     let prunes_weights = !matches!(algorithm, Kind::Gptq | Kind::Gptaq | Kind::Activation | Kind::Teal);
     let mut rule = None;
@@ -192,13 +159,8 @@ fn settings(args: &MakeArgs, algorithm: Kind) -> CaseSettings {
     if matches!(algorithm, Kind::DuoGpt | Kind::SparseGpt | Kind::Gptq | Kind::Gptaq) {
         settings.block_size = Some(args.block_size);
         settings.damping = Some(args.damping);
-        settings.column_order = Some(match args.column_order {
-            OrderName::Natural => OrderKind::Natural,
-            OrderName::Hessian => OrderKind::Hessian,
-            OrderName::HessianDrift => OrderKind::HessianDrift,
-            OrderName::Interleaved => OrderKind::Interleaved,
-        });
-        settings.order_run = (args.column_order == OrderName::Interleaved).then_some(args.order_run);
+        settings.column_order = Some(args.column_order);
+        settings.order_run = (args.column_order == OrderKind::Interleaved).then_some(args.order_run);
         settings.hessian_factor = Some(if algorithm == Kind::DuoGpt { 1 } else { 2 });
     }
     if matches!(algorithm, Kind::DuoGpt | Kind::Gptaq) {
@@ -239,8 +201,9 @@ fn check(args: &CheckArgs) -> Result<ExitCode, CliError> {
         found.iter().for_each(|detail| println!("{}: {detail}", folder.join("case.json").display()));
     };
     for folder in &cases {
-        say(folder, lint_case(folder)?);
-        names.push(Case::load(folder)?.name());
+        let case = Case::load(folder)?;
+        say(folder, lint_case(&case)?);
+        names.push(case.name());
     }
     for folder in &negatives {
         say(folder, lint_negative(folder, &names)?);

@@ -143,8 +143,8 @@ impl PruneConfig {
         }
     }
 
-    /// GPTAQ's published settings, for [`gptaq`](crate::reference::baseline::gptaq): damping 0.01, natural order, alpha 0.25 on D. No weight is
-    /// pruned.
+    /// GPTAQ's published settings, for [`gptaq`](crate::reference::baseline::gptaq): damping 0.01, natural order, alpha
+    /// 0.25 on D. No weight is pruned.
     pub fn gptaq() -> Self {
         PruneConfig {
             alpha: Alpha { score: 0.0, update: 0.25 },

@@ -234,14 +234,18 @@ impl<T: Scalar> Prepared<T> {
             if let Sparsity::Unstructured(p) = config.weight_sparsity {
                 let mut score = score(w.slice(columns), block.score_scale);
                 let selected = match zeros {
-                    None => config.threshold.select(score.view(), p),
-                    Some(zeros) => extend_zeros(&mut score, zeros, p, config.threshold),
+                    Some(zeros) => Some(extend_zeros(&mut score, zeros, p, config.threshold)),
+                    // A forced mask needs no selection but for the trace.
+                    None if forced.is_some() && trace.is_none() => None,
+                    None => Some(config.threshold.select(score.view(), p)),
                 };
-                if forced.is_none() {
-                    mask.slice_mut(columns).assign(&selected);
-                }
-                if let Some(trace) = &mut trace {
-                    trace.decided.slice_mut(columns).assign(&selected);
+                if let Some(selected) = selected {
+                    if forced.is_none() {
+                        mask.slice_mut(columns).assign(&selected);
+                    }
+                    if let Some(trace) = &mut trace {
+                        trace.decided.slice_mut(columns).assign(&selected);
+                    }
                 }
                 scores.slice_mut(columns).assign(&score);
             } else if let Some(zeros) = zeros {

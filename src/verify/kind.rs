@@ -1,10 +1,12 @@
 //! What a case computes.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// The algorithms of the test vectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
 pub enum Kind {
     /// Second-order pruning with the output residual.
     DuoGpt,

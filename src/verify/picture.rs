@@ -2,29 +2,7 @@
 
 use super::markup::escape;
 use super::report::{FileReport, Outcome, Report, Stage};
-
-/// The stages of the test vectors, in computing order.
-const STAGES: [&str; 19] = [
-    "file",
-    "statistics",
-    "dead",
-    "permutation",
-    "damping",
-    "factor",
-    "drift",
-    "coefficients",
-    "histogram",
-    "metric",
-    "search",
-    "threshold",
-    "score",
-    "mask",
-    "grid",
-    "codes",
-    "err",
-    "block_weight",
-    "output",
-];
+use super::vectors::STAGES;
 
 pub(super) const STYLE: &str = "
 table.picture { width: auto; border-collapse: separate; border-spacing: 2px } .picture th, .picture td { border: 0; padding: 0 .3rem }
@@ -56,8 +34,10 @@ pub(super) fn picture(report: &Report) -> String {
         return String::new();
     }
     cases.sort_by_key(|(_, file)| file.passed()); // stable: failures first, else as in the report
+    // A result file that cannot be read fails before the first stage.
+    let names = std::iter::once("file").chain(STAGES.map(|(name, ..)| name));
     let shown: Vec<&str> =
-        STAGES.into_iter().filter(|name| cases.iter().any(|(_, file)| shade(file, name).is_some())).collect();
+        names.filter(|name| cases.iter().any(|(_, file)| shade(file, name).is_some())).collect();
     let mut html = String::from("<table class=\"picture\"><thead><tr><th></th>");
     shown.iter().for_each(|stage| html += &format!("<th>{stage}</th>"));
     html += "</tr></thead><tbody>\n";

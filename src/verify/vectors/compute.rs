@@ -187,15 +187,14 @@ impl<B> Computation<'_, B> {
             computed.put("stats.dxdxt", CaseTensor::vector(&residual.square_norms * scale));
         }
 
-        let found = in_processing_order(&read, &config, None).map_err(|e| self.refused(e))?;
-        let order = self.followed.order.as_deref().unwrap_or(&found.order);
-        let mut ordered = in_processing_order(&read, &config, Some(order)).map_err(|e| self.refused(e))?;
+        let followed = self.followed.order.as_deref();
         if B::REFERENCE {
+            let mut ordered = in_processing_order(&read, &config, followed).map_err(|e| self.refused(e))?;
             computed.put("trace.dead", CaseTensor::flag_vector(&ordered.dead));
             let damped = damp_as_configured(&mut ordered.hessian, &config);
             computed.put("trace.damping", CaseTensor::vector([damped]));
         }
-        let prepared = match self.backend.prepare(&statistics, &config, self.followed.order.as_deref()) {
+        let prepared = match self.backend.prepare(&statistics, &config, followed) {
             Err(BackendError::Prune(PruneError::Factor(FactorError::NotPositiveDefinite { .. }))) => {
                 computed.put("output.error", CaseTensor::flag_vector(&[true]));
                 return Ok(computed);
@@ -208,9 +207,9 @@ impl<B> Computation<'_, B> {
         };
         let trace = self.backend.trace(&statistics, &prepared).map_err(|e| self.refused(e))?;
         computed.put("trace.perm", CaseTensor::positions(&trace.order));
-        computed.decided.insert("trace.perm".into(), CaseTensor::positions(&found.order));
-        if self.followed.order.is_none() {
-            computed.decided.insert("trace.perm".into(), CaseTensor::positions(&trace.order));
+        if followed.is_some() {
+            let found = in_processing_order(&read, &config, None).map_err(|e| self.refused(e))?;
+            computed.decided.insert("trace.perm".into(), CaseTensor::positions(&found.order));
         }
         let a = read.residual.as_ref().map(|r| r.square_norms.select(Axis(0), &trace.order) * scale);
         put_factor(&mut computed, &trace, a, &config);
@@ -301,11 +300,11 @@ impl<B> Computation<'_, B> {
             magnitude(weight.view(), sparsity, settings.narrow_groups()).map_err(|e| self.refused(e))?;
         let mut computed = Computed::default();
         if let Sparsity::Unstructured(_) = sparsity {
-            // The largest magnitude that goes.
-            let gone = Zip::from(&pruned.score)
+            // The largest pruned magnitude.
+            let largest = Zip::from(&pruned.score)
                 .and(&pruned.mask)
                 .fold(T::zero(), |most, &score, &mask| if mask { most.max(score) } else { most });
-            computed.put("trace.threshold", CaseTensor::vector([gone]));
+            computed.put("trace.threshold", CaseTensor::vector([largest]));
         }
         put_masked(&mut computed, &pruned);
         Ok(computed)

@@ -3,12 +3,10 @@
 //! Stages are compared in the order in which an implementation computes them: all sliced ones for the first slice, then
 //! for the next. So the first failure names the first wrong step in time, and not the first wrong array. Reals may be off
 //! by the tolerance times the largest expected entry of their row; masks, permutations and codes must be equal. NaN and
-//! infinity never pass. Either all tensors of a
-//! result agree with the case itself, or all agree with the same one of the alternatives that the case accepts.
+//! infinity never pass. Either all tensors of a result agree with the case itself, or all agree with the same one of the
+//! alternatives that the case accepts.
 
 use std::ops::Range;
-
-use ndarray::s;
 
 use super::case::{Case, CaseStage, SliceBy, TensorRole};
 use super::tensor::{CaseTensor, CaseTensors, Contents};
@@ -191,7 +189,7 @@ fn whole(name: String, expected: &CaseTensor, found: &CaseTensor, tolerance: f64
         return Stage::shapes(name, expected.shape.clone(), found.shape.clone());
     }
     let natural: Vec<usize> = (0..expected.values.ncols()).collect();
-    let (expected_values, found_values) = (expected.values.view(), found.values.slice(s![.., ..]));
+    let (expected_values, found_values) = (expected.values.view(), found.values.view());
     match expected.contents {
         Contents::Reals(_) => {
             let precision = match found.contents {

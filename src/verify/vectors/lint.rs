@@ -7,38 +7,16 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::case::{Case, CaseError, NegativeCase};
+use super::stages::is_stage;
 use crate::files::parse_json;
 use crate::tensor_error::TensorError;
 
-/// The names of stages.
-const STAGES: [&str; 18] = [
-    "statistics",
-    "dead",
-    "permutation",
-    "damping",
-    "factor",
-    "drift",
-    "coefficients",
-    "score",
-    "mask",
-    "grid",
-    "codes",
-    "err",
-    "block_weight",
-    "metric",
-    "search",
-    "threshold",
-    "histogram",
-    "output",
-];
-
-/// Everything about the case in `folder` that the schema does not allow.
+/// Everything about a loaded case that the schema does not allow.
 ///
 /// # Errors
-/// [`CaseError`] when it cannot be read as a case at all.
-pub fn lint_case(folder: &Path) -> Result<Vec<String>, CaseError> {
-    let case = Case::load(folder)?;
-    let document = &case.document;
+/// [`CaseError`] when its `case.json` cannot be read again.
+pub fn lint_case(case: &Case) -> Result<Vec<String>, CaseError> {
+    let Case { folder, document, .. } = case;
     let mut wrong = unknown_fields(&folder.join("case.json"), document)?;
     let mut check = |holds: bool, detail: String| {
         if !holds {
@@ -57,7 +35,7 @@ pub fn lint_case(folder: &Path) -> Result<Vec<String>, CaseError> {
         check(known, format!("tensor `{name}` begins with none of input., stats., trace., output."));
     }
     for stage in &document.stages {
-        check(STAGES.contains(&stage.name.as_str()), format!("stage `{}` is unknown", stage.name));
+        check(is_stage(&stage.name), format!("stage `{}` is unknown", stage.name));
     }
     check(!document.flags.is_empty(), "`flags` is empty: a case says why it exists".into());
     for flag in &document.flags {
@@ -94,7 +72,7 @@ pub fn lint_negative(folder: &Path, cases: &[String]) -> Result<Vec<String>, Cas
     if !cases.contains(&document.of) {
         wrong.push(format!("`of` names no case: `{}`", document.of));
     }
-    if !STAGES.contains(&document.first_bad_stage.as_str()) {
+    if !is_stage(&document.first_bad_stage) {
         wrong.push(format!("stage `{}` is unknown", document.first_bad_stage));
     }
     Ok(wrong)

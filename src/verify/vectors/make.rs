@@ -14,6 +14,7 @@ use super::case::{
     LayerShape, OrderKind, SCHEMA_VERSION, SliceBy, TensorEntry, TensorRole, ToleranceClass, schema_dtype,
 };
 use super::compute::{Followed, VectorError, compute};
+use super::stages::STAGES;
 use super::tensor::{CaseTensor, CaseTensors, Contents, write_case_tensors};
 use crate::backend::Cpu;
 use crate::files::write_atomically;
@@ -44,28 +45,6 @@ pub struct NewCase {
     /// The command that makes it.
     pub command: String,
 }
-
-/// The stages of every algorithm in computing order, with the tensors that show them.
-const STAGES: [(&str, SliceBy, &[&str]); 18] = [
-    ("statistics", SliceBy::Whole, &["stats.hessian", "stats.dxxt", "stats.dxdxt", "stats.scaler_row"]),
-    ("dead", SliceBy::Whole, &["trace.dead"]),
-    ("permutation", SliceBy::Whole, &["trace.perm"]),
-    ("damping", SliceBy::Whole, &["trace.damping"]),
-    ("factor", SliceBy::Whole, &["trace.hinv_chol"]),
-    ("drift", SliceBy::Whole, &["trace.q_matrix", "trace.p_matrix"]),
-    ("coefficients", SliceBy::Whole, &["trace.coef_a", "trace.coef_b", "trace.coef_2c"]),
-    ("histogram", SliceBy::Whole, &["trace.centers", "trace.counts"]),
-    ("metric", SliceBy::Whole, &["trace.metric"]),
-    ("search", SliceBy::Whole, &["trace.alphas", "trace.sparsities"]),
-    ("threshold", SliceBy::Whole, &["trace.threshold", "trace.thresholds"]),
-    ("score", SliceBy::Columns, &["trace.score"]),
-    ("mask", SliceBy::Columns, &["trace.mask"]),
-    ("grid", SliceBy::Columns, &["trace.scale", "trace.zero"]),
-    ("codes", SliceBy::Columns, &["trace.codes"]),
-    ("err", SliceBy::Columns, &["trace.err"]),
-    ("block_weight", SliceBy::Block, &["trace.block_weight"]),
-    ("output", SliceBy::Whole, &["output.weight", "output.activations", "output.error"]),
-];
 
 impl NewCase {
     /// Makes the case.

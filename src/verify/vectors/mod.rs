@@ -9,6 +9,7 @@ pub mod judge;
 pub mod lint;
 pub mod make;
 mod settings;
+mod stages;
 pub mod tensor;
 
 pub use case::{Case, CaseError, NegativeCase, case_folders};
@@ -16,4 +17,5 @@ pub use check::{judge_negative, judge_results, load_all, unreadable_results, ver
 pub use compute::{Computed, Followed, VectorError, compute};
 pub(super) use cuts::Cuts;
 pub use judge::{Verdict, judge};
+pub(super) use stages::STAGES;
 pub use tensor::{CaseTensor, CaseTensors, read_case_tensors, write_case_tensors};
