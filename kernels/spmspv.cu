@@ -179,18 +179,18 @@ template <class T> struct Dense {
     (const T *w, const float *x, float *y, float *partial, u32 *arrived, u32 n, u32 k) {                              \
         product<false>(Dense<T>{w, (n + 7) / 8 * 8}, nullptr, x, k, y, partial, arrived, n);                          \
     }
-extern "C" __global__ void __launch_bounds__(256) gemv_f32 GEMV(float)
-extern "C" __global__ void __launch_bounds__(256) gemv_bf16 GEMV(Bf16)
-extern "C" __global__ void __launch_bounds__(256) gemv_f16 GEMV(F16)
+extern "C" __global__ void __launch_bounds__(256, 4) gemv_f32 GEMV(float)
+extern "C" __global__ void __launch_bounds__(256, 4) gemv_bf16 GEMV(Bf16)
+extern "C" __global__ void __launch_bounds__(256, 4) gemv_f16 GEMV(F16)
 
 #define SKIP(T)                                                                                                       \
     (const T *w, const u32 *columns, const float *x, const u32 *count, float *y, float *partial, u32 *arrived,        \
      u32 n) {                                                                                                         \
         product<true>(Dense<T>{w, (n + 7) / 8 * 8}, columns, x, *count, y, partial, arrived, n);                      \
     }
-extern "C" __global__ void __launch_bounds__(256) skip_f32 SKIP(float)
-extern "C" __global__ void __launch_bounds__(256) skip_bf16 SKIP(Bf16)
-extern "C" __global__ void __launch_bounds__(256) skip_f16 SKIP(F16)
+extern "C" __global__ void __launch_bounds__(256, 4) skip_f32 SKIP(float)
+extern "C" __global__ void __launch_bounds__(256, 4) skip_bf16 SKIP(Bf16)
+extern "C" __global__ void __launch_bounds__(256, 4) skip_f16 SKIP(F16)
 
 // Version 2: a warp takes a segment in steps of 32 neighbouring values: all of one column, so of different rows, which are
 // added to the warp's own 256 sums in shared memory, without atomics. Rows ascend, so at 50 % the 32 rows of a step lie within
@@ -249,9 +249,9 @@ template <class T> struct Index {
      float *y, float *partial, u32 *arrived, u32 n) {                                                                 \
         product<true>(Index<T>{values, rows, offsets}, columns, x, *count, y, partial, arrived, n);                   \
     }
-extern "C" __global__ void __launch_bounds__(256) index_f32 INDEX(float)
-extern "C" __global__ void __launch_bounds__(256) index_bf16 INDEX(Bf16)
-extern "C" __global__ void __launch_bounds__(256) index_f16 INDEX(F16)
+extern "C" __global__ void __launch_bounds__(256, 4) index_f32 INDEX(float)
+extern "C" __global__ void __launch_bounds__(256, 4) index_bf16 INDEX(Bf16)
+extern "C" __global__ void __launch_bounds__(256, 4) index_f16 INDEX(F16)
 
 // Version 3: half a warp has 4 of the 8 words of a segment, in one load; a lane has the same two neighbouring rows of each of
 // its words, so one popc finds the values of two rows; 8 sums stay in registers.
@@ -309,6 +309,6 @@ template <class T> struct Bitmap {
         product<true>(Bitmap<T>{values, (const uint4 *)bitmap, prefix, offsets}, columns, x, *count, y, partial,      \
                       arrived, n);                                                                                    \
     }
-extern "C" __global__ void __launch_bounds__(256) bitmap_f32 BITMAP(float)
-extern "C" __global__ void __launch_bounds__(256) bitmap_bf16 BITMAP(Bf16)
-extern "C" __global__ void __launch_bounds__(256) bitmap_f16 BITMAP(F16)
+extern "C" __global__ void __launch_bounds__(256, 4) bitmap_f32 BITMAP(float)
+extern "C" __global__ void __launch_bounds__(256, 4) bitmap_bf16 BITMAP(Bf16)
+extern "C" __global__ void __launch_bounds__(256, 4) bitmap_f16 BITMAP(F16)

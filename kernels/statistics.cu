@@ -125,7 +125,11 @@ extern "C" __global__ void __launch_bounds__(256)
     add_squares(const float *squares, float *high, float *low, u32 chunks, u32 k) {
     u32 j = blockIdx.x * blockDim.x + threadIdx.x;
     if (j >= k) return;
-    for (u32 chunk = 0; chunk < chunks; chunk++) add_double_float(high + j, low + j, squares[(u64)chunk * k + j]);
+    float h = high[j], l = low[j]; // in registers: loads of `squares` wait for no store
+#pragma unroll 8
+    for (u32 chunk = 0; chunk < chunks; chunk++) add_double_float(&h, &l, squares[(u64)chunk * k + j]);
+    high[j] = h;
+    low[j] = l;
 }
 
 template <class H> struct TensorCore;
@@ -231,17 +235,32 @@ __device__ __forceinline__ void products(const Eight *a, const Eight *b, float *
         }
     }
 
+    // Sixteen numbers at a time: all are loaded before the first is stored, whose address the compiler cannot tell from theirs.
+    auto place = [&](u32 m, u32 n, u32 i, u64 &at) {
+        u32 row = blockIdx.y * 128 + top + 16 * m + lane / 4 + i / 2 * 8;
+        u32 column = blockIdx.x * 128 + left + 8 * n + lane % 4 * 2 + i % 2;
+        at = (u64)row * k + column;
+        return row < k && column < k;
+    };
 #pragma unroll
-    for (u32 m = 0; m < 4; m++)
+    for (u32 m = 0; m < 4; m++) {
+        float h[4][4], l[4][4];
+        u64 at;
 #pragma unroll
         for (u32 n = 0; n < 4; n++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                u32 row = blockIdx.y * 128 + top + 16 * m + lane / 4 + i / 2 * 8;
-                u32 column = blockIdx.x * 128 + left + 8 * n + lane % 4 * 2 + i % 2;
-                u64 at = (u64)row * k + column;
-                if (row < k && column < k) add_double_float(high + at, low + at, total[m][n][i]);
+                bool inside = place(m, n, i, at);
+                h[n][i] = inside ? high[at] : 0.0f;
+                l[n][i] = inside ? low[at] : 0.0f;
+                add_double_float(&h[n][i], &l[n][i], total[m][n][i]);
             }
+#pragma unroll
+        for (u32 n = 0; n < 4; n++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++)
+                if (place(m, n, i, at)) high[at] = h[n][i], low[at] = l[n][i];
+    }
 }
 
 #define PRODUCTS(H, P, Q, SLAB, STAGES, SYMMETRIC)                                                                     \

@@ -243,11 +243,12 @@ fn statistics_of_sequences_of_different_types() {
     same("H", &found, &flat(&sum.mapv(|x| (x / 4.0) as f32))).unwrap();
 }
 
+/// Wider than one block of the triangular products of `cuda::factor`.
 #[test]
-fn a_layer_of_the_small_model_with_few_rows() {
+fn a_wide_layer_with_few_rows() {
     let case = Case {
         n: 3,
-        k: 688,
+        k: 1100,
         config: PruneConfig::default(),
         residual: true,
         dead: &[5],

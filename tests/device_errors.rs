@@ -73,6 +73,11 @@ impl Device for Failing {
         self.device.upload(from, to)
     }
 
+    fn zero(&self, memory: &mut Memory) -> Result<(), DeviceError> {
+        self.failed(Kind::Copy, "zero")?;
+        self.device.zero(memory)
+    }
+
     fn download(&self, from: &Memory, to: &mut [u8]) -> Result<(), DeviceError> {
         self.failed(Kind::Copy, "download")?;
         self.device.download(from, to)

@@ -9,13 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use duogpt::cuda::{KERNEL_FILES, KernelFile, nvrtc};
+use duogpt::cuda::nvrtc::{Compiler, Target};
+use duogpt::cuda::{KERNEL_FILES, KernelFile};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde::{Deserialize, Serialize};
 
 /// Architectures, and the bytes of shared memory a block can have there.
-const ARCHITECTURES: [(&str, u32); 4] =
-    [("sm_80", 163 << 10), ("sm_90", 227 << 10), ("sm_100", 227 << 10), ("sm_120", 99 << 10)];
+const ARCHITECTURES: [(i32, u32); 4] = [(80, 163 << 10), (90, 227 << 10), (100, 227 << 10), (120, 99 << 10)];
 
 /// What one kernel takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,8 +39,8 @@ fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/resources.json")
 }
 
-fn compiler() -> String {
-    let (major, minor) = nvrtc::version();
+fn name(compiler: Compiler) -> String {
+    let (major, minor) = compiler.version();
     format!("NVRTC {major}.{minor}")
 }
 
@@ -73,8 +73,14 @@ fn read(log: &str) -> BTreeMap<String, Resources> {
     kernels
 }
 
-fn check(file: &'static KernelFile, architecture: &str, shared: u32) -> Result<(), Failed> {
-    let found = read(&nvrtc::compile(file, architecture)?.log);
+fn check(
+    compiler: Compiler,
+    file: &'static KernelFile,
+    architecture: i32,
+    shared: u32,
+) -> Result<(), Failed> {
+    let target = Target::Cubin(architecture);
+    let found = read(&compiler.compile(file, target)?.log);
     let mut expected = KernelFile::kernels_of(file.source);
     expected.sort_unstable();
     if found.keys().map(String::as_str).collect::<Vec<_>>() != expected {
@@ -93,16 +99,16 @@ fn check(file: &'static KernelFile, architecture: &str, shared: u32) -> Result<(
             );
         }
     }
-    FOUND.lock().unwrap().entry(architecture.into()).or_default().extend(found.clone());
+    FOUND.lock().unwrap().entry(target.name()).or_default().extend(found.clone());
     if recording() {
         return Ok(());
     }
     let record: Record = serde_json::from_str(&fs::read_to_string(path())?)?;
-    if record.compiler != compiler() {
-        println!("{} recorded, {} here: registers are not compared", record.compiler, compiler());
+    if record.compiler != name(compiler) {
+        println!("{} recorded, {} here: registers are not compared", record.compiler, name(compiler));
         return Ok(());
     }
-    let recorded = record.resources.get(architecture);
+    let recorded = record.resources.get(&target.name());
     for (kernel, resources) in &found {
         let recorded = recorded.and_then(|kernels| kernels.get(kernel));
         if recorded != Some(resources) {
@@ -147,7 +153,7 @@ fn no_line_is_too_wide() -> Result<(), Failed> {
 }
 
 /// A kernel that spills, and one with an error: the checks can fail.
-fn planted() -> Result<(), Failed> {
+fn planted(compiler: Compiler) -> Result<(), Failed> {
     static SPILLS: KernelFile = KernelFile {
         name: "spills.cu",
         source: "extern \"C\" __global__ void spills(float *x) { float a[64] = {}; \
@@ -156,8 +162,9 @@ fn planted() -> Result<(), Failed> {
     };
     static WRONG: KernelFile =
         KernelFile { name: "wrong.cu", source: "extern \"C\" __global__ void wrong(int x) { y; }" };
-    let stack = read(&nvrtc::compile(&SPILLS, "sm_90")?.log)["spills"].stack;
-    let error = nvrtc::compile(&WRONG, "sm_90").err().map(|error| error.to_string()).unwrap_or_default();
+    let compile = |file| compiler.compile(file, Target::Cubin(90));
+    let stack = read(&compile(&SPILLS)?.log)["spills"].stack;
+    let error = compile(&WRONG).err().map(|error| error.to_string()).unwrap_or_default();
     if stack >= 256 && error.contains("wrong.cu(1)") {
         Ok(())
     } else {
@@ -165,45 +172,56 @@ fn planted() -> Result<(), Failed> {
     }
 }
 
-fn main() {
-    let present = nvrtc::is_present();
-    // In CI a missing compiler is a failure, not a skip.
-    let skip = !present && std::env::var_os("CI").is_none();
-    let needs_compiler = move |check: &dyn Fn() -> Result<(), Failed>| match present {
-        true => check(),
-        false => {
-            Err("libnvrtc was not found: pip download nvidia-cuda-nvrtc, unpack it, set LD_LIBRARY_PATH"
-                .into())
+/// A device that no machine code fits is given PTX, a text that its driver compiles.
+fn ptx_is_a_text(compiler: Compiler) -> Result<(), Failed> {
+    for file in KERNEL_FILES {
+        let code = compiler.compile(file, Target::Ptx(80))?.code;
+        let text = String::from_utf8(code)?;
+        let kernels = KernelFile::kernels_of(file.source);
+        let named = |kernel: &&str| text.contains(&format!(".entry {kernel}("));
+        if !text.ends_with('\0') || !text.contains(".target sm_80") || !kernels.iter().all(named) {
+            return Err(format!("{}: not the kernels {kernels:?} as PTX", file.name).into());
         }
+    }
+    Ok(())
+}
+
+fn the_architectures_are_known(compiler: Compiler) -> Result<(), Failed> {
+    let known = compiler.architectures();
+    match ARCHITECTURES.iter().find(|(architecture, _)| !known.contains(architecture)) {
+        None => Ok(()),
+        Some((missing, _)) => Err(format!("{missing} is not among {known:?}").into()),
+    }
+}
+
+fn main() {
+    let compiler = Compiler::load();
+    // In CI a missing compiler is a failure, not a skip.
+    let skip = compiler.is_err() && std::env::var_os("CI").is_none();
+    let trial = |name: String, check: Box<dyn Fn(Compiler) -> Result<(), Failed> + Send>| {
+        let compiler = compiler.clone();
+        Trial::test(name, move || {
+            let advice = "pip download nvidia-cuda-nvrtc, unpack it, set LD_LIBRARY_PATH";
+            check(compiler.map_err(|error| format!("{error}: {advice}"))?)
+        })
+        .with_ignored_flag(skip)
     };
     let mut trials = vec![
         Trial::test("no_line_is_too_wide", no_line_is_too_wide),
-        Trial::test("planted_spills_and_errors_are_found", move || needs_compiler(&planted))
-            .with_ignored_flag(skip),
+        trial("planted_spills_and_errors_are_found".into(), Box::new(planted)),
+        trial("the_compiler_knows_the_architectures".into(), Box::new(the_architectures_are_known)),
+        trial("ptx_is_a_text".into(), Box::new(ptx_is_a_text)),
     ];
-    trials.push(
-        Trial::test("the_compiler_knows_the_architectures", move || {
-            needs_compiler(&|| {
-                let known: Vec<String> =
-                    nvrtc::architectures().iter().map(|known| format!("sm_{known}")).collect();
-                match ARCHITECTURES.iter().find(|(name, _)| !known.iter().any(|known| known == name)) {
-                    None => Ok(()),
-                    Some((missing, _)) => Err(format!("{missing} is not among {known:?}").into()),
-                }
-            })
-        })
-        .with_ignored_flag(skip),
-    );
     for (architecture, shared) in ARCHITECTURES {
         for file in KERNEL_FILES {
-            let name = format!("{}::{architecture}", file.name);
-            let trial = Trial::test(name, move || needs_compiler(&|| check(file, architecture, shared)));
-            trials.push(trial.with_ignored_flag(skip));
+            let name = format!("{}::{}", file.name, Target::Cubin(architecture).name());
+            trials.push(trial(name, Box::new(move |compiler| check(compiler, file, architecture, shared))));
         }
     }
     let outcome = libtest_mimic::run(&Arguments::from_args(), trials);
-    if recording() && present && !outcome.has_failed() {
-        let record = Record { compiler: compiler(), resources: std::mem::take(&mut *FOUND.lock().unwrap()) };
+    if let (true, Ok(compiler), false) = (recording(), compiler, outcome.has_failed()) {
+        let record =
+            Record { compiler: name(compiler), resources: std::mem::take(&mut *FOUND.lock().unwrap()) };
         fs::write(path(), serde_json::to_string_pretty(&record).unwrap() + "\n").unwrap();
     }
     outcome.exit();

@@ -8,7 +8,7 @@ use crate::device_error::DeviceError;
 /// A number that lives on the device with the same bytes as on the host.
 ///
 /// # Safety
-/// Every pattern of bits must be a value.
+/// Every pattern of bits must be a value, and that of zeros the default.
 pub unsafe trait Plain: Copy + Default + Send + Sync + 'static {}
 // SAFETY: integers and floats.
 unsafe impl Plain for u8 {}
@@ -97,6 +97,12 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::Failed`].
     fn upload(&self, from: &[u8], to: &mut Self::Memory) -> Result<(), DeviceError>;
 
+    /// Sets every byte to zero, on the device.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn zero(&self, memory: &mut Self::Memory) -> Result<(), DeviceError>;
+
     /// Device to host, from the beginning of `from`; waits for all before it.
     ///
     /// # Errors
@@ -172,7 +178,17 @@ impl<T: Plain, D: Device> Buffer<T, D> {
     /// # Errors
     /// [`DeviceError`].
     pub fn zeros(device: &D, len: usize) -> Result<Self, DeviceError> {
-        Self::from_host(device, &vec![T::default(); len])
+        let mut buffer = Self::new(device, len)?;
+        buffer.clear(device)?;
+        Ok(buffer)
+    }
+
+    /// Sets all numbers to zero.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn clear(&mut self, device: &D) -> Result<(), DeviceError> {
+        device.zero(&mut self.memory)
     }
 
     /// A copy on the host.

@@ -1,44 +1,32 @@
 //! The real device: CUDA's driver, cuBLAS and cuSOLVER, loaded at run time. One binary serves machines with and without a GPU.
 
 use std::collections::HashMap;
-use std::fs;
-use std::mem::ManuallyDrop;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-
-use cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
-use cudarc::cusolver::safe::DnHandle;
-use cudarc::cusolver::sys as solver_sys;
-use cudarc::driver::{
-    CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, LaunchConfig,
-    PushKernelArg, sys,
-};
-use cudarc::nvrtc::Ptx;
-use sha2::{Digest, Sha256};
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::device::{Argument, Device, Launch, Operand};
 use super::kernel_files::KernelFile;
-use super::nvrtc;
+use super::libraries::{Cublas, Cusolver, Driver, blas, driver};
+use super::machine_code;
+use super::nvrtc::{Compiler, Target};
+use super::owned::{
+    Context, Fault, Library, Mark, Memory, Module, Staging, Stream, check_blas, check_solver,
+};
 use crate::device_error::DeviceError;
-use crate::files::write_atomically;
 
 /// A CUDA device.
 pub struct Gpu {
-    stream: Arc<CudaStream>,
-    blas: ManuallyDrop<CudaBlas>,
-    solver: ManuallyDrop<DnHandle>,
-    /// The device may read an upload's source after the call has returned.
-    reads_host_memory: bool,
-    /// The CUDA version of the driver, as 1000 major + 10 minor.
-    driver: i32,
-    /// Such as `sm_90`.
-    architecture: String,
+    // In this order they are dropped.
+    solver: Library,
+    blas: Library,
+    modules: Mutex<HashMap<&'static str, Module>>,
+    staging: Mutex<Staging>,
+    stream: Arc<Stream>,
+    cublas: &'static Cublas,
+    cusolver: &'static Cusolver,
+    compiler: Compiler,
+    target: Target,
     name: String,
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
-}
-
-fn failed(what: &str) -> impl Fn(DriverError) -> DeviceError + '_ {
-    move |error| DeviceError::Failed { what: what.into(), detail: error.to_string() }
 }
 
 impl Gpu {
@@ -47,54 +35,65 @@ impl Gpu {
     /// # Errors
     /// [`DeviceError::Unavailable`] says what is missing and what to do.
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
-        libraries()?;
-        let unavailable = |error: DriverError| {
-            DeviceError::Unavailable(format!("{error}; `nvidia-smi` says whether there is a device"))
-        };
-        let mut driver = 0;
-        // SAFETY: writes one integer; the library is there.
-        unsafe { sys::cuDriverGetVersion(&mut driver) }.result().map_err(unavailable)?;
-        let compiler = nvrtc::version();
-        check_versions(driver, compiler)?;
-        let context = CudaContext::new(ordinal).map_err(unavailable)?;
-        let (major, minor) = context.compute_capability().map_err(unavailable)?;
-        let architecture = architecture((major, minor), &nvrtc::architectures(), compiler)?;
-        let name = context.name().map_err(unavailable)?;
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
-        let reads_host_memory = context.attribute(attribute).map_err(unavailable)? != 0;
-        // SAFETY: all work is on one stream, whose order is the only one there is.
-        unsafe { context.disable_event_tracking() };
-        // Not the default stream: memory that another thread drops is freed on this one, whatever context is current there.
-        let stream = context.new_stream().map_err(unavailable)?;
-        keep_freed_memory(&context).map_err(unavailable)?;
-        let library = |error: &dyn std::fmt::Display| {
-            DeviceError::Unavailable(format!(
-                "{error}; end other programs on the device, or use --backend cpu"
-            ))
-        };
-        let blas = CudaBlas::new(stream.clone()).map_err(|error| library(&error))?;
-        let solver = DnHandle::new(stream.clone()).map_err(|error| library(&error))?;
+        let driver = Driver::load()?;
+        let compiler = Compiler::load()?;
+        let (cublas, cusolver) = (Cublas::load()?, Cusolver::load()?);
+        let unavailable = Fault::unavailable;
+        let mut version = 0;
+        // SAFETY: writes one integer.
+        driver.check(unsafe { (driver.cuDriverGetVersion)(&mut version) }).map_err(unavailable)?;
+        machine_code::check_versions(version, compiler.version())?;
+        let mut device = 0;
+        // SAFETY: writes one integer.
+        driver
+            .check(unsafe { (driver.cuInit)(0) })
+            .and_then(|()| driver.check(unsafe { (driver.cuDeviceGet)(&mut device, ordinal as i32) }))
+            .map_err(unavailable)?;
+        let context = Context::new(driver, device).map_err(unavailable)?;
+        let capability = context
+            .attribute(driver::COMPUTE_CAPABILITY_MAJOR)
+            .and_then(|major| Ok((major, context.attribute(driver::COMPUTE_CAPABILITY_MINOR)?)))
+            .map_err(unavailable)?;
+        let target = machine_code::target(capability, &compiler.architectures(), compiler.version())?;
         let name = format!(
-            "{name} (sm_{major}{minor}), driver for CUDA {}, NVRTC {}.{}",
-            cuda_version(driver),
-            compiler.0,
-            compiler.1
+            "{} (sm_{}{}), driver for CUDA {}, NVRTC {}.{}",
+            context.name().map_err(unavailable)?,
+            capability.0,
+            capability.1,
+            machine_code::cuda_version(version),
+            compiler.version().0,
+            compiler.version().1
         );
+        let stream = Arc::new(Stream::new(context).map_err(unavailable)?);
+        let staging = Mutex::new(Staging::new(&stream).map_err(unavailable)?);
+        let blas = Library::new(
+            &stream,
+            check_blas,
+            cublas.cublasCreate_v2,
+            cublas.cublasSetStream_v2,
+            cublas.cublasDestroy_v2,
+        )
+        .map_err(unavailable)?;
+        let solver = Library::new(
+            &stream,
+            check_solver,
+            cusolver.cusolverDnCreate,
+            cusolver.cusolverDnSetStream,
+            cusolver.cusolverDnDestroy,
+        )
+        .map_err(unavailable)?;
         Ok(Gpu {
-            stream,
-            blas: ManuallyDrop::new(blas),
-            solver: ManuallyDrop::new(solver),
-            reads_host_memory,
-            driver,
-            architecture,
-            name,
+            solver,
+            blas,
             modules: Mutex::default(),
+            staging,
+            stream,
+            cublas,
+            cusolver,
+            compiler,
+            target,
+            name,
         })
-    }
-
-    /// The CUDA version of the driver, as 1000 major + 10 minor.
-    pub fn driver(&self) -> i32 {
-        self.driver
     }
 
     /// Bytes that are free on the device, and bytes that this process has allocated and not freed.
@@ -102,183 +101,137 @@ impl Gpu {
     /// # Errors
     /// [`DeviceError::Failed`].
     pub fn memory(&self) -> Result<(usize, u64), DeviceError> {
-        let what = "asking for the device's memory";
-        self.stream.synchronize().map_err(failed(what))?;
-        let free = self.stream.context().mem_get_info().map_err(failed(what))?.0;
-        let mut used = 0u64;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
-        if let Some(pool) = memory_pool(self.stream.context()).map_err(failed(what))? {
-            // SAFETY: the pool is the device's own; the attribute is 64 bits.
-            unsafe { sys::cuMemPoolGetAttribute(pool, attribute, std::ptr::from_mut(&mut used).cast()) }
-                .result()
-                .map_err(failed(what))?;
-        }
-        Ok((free, used))
+        let ask = || {
+            self.stream.context.bind()?;
+            self.stream.synchronize()?;
+            let free = self.stream.context.free_and_total()?.0;
+            let mut used = 0u64;
+            let (driver, to) = (self.stream.driver(), std::ptr::from_mut(&mut used).cast());
+            // SAFETY: the pool is the device's own; the attribute has 64 bits.
+            driver.check(unsafe {
+                (driver.cuMemPoolGetAttribute)(self.stream.context.pool, driver::USED_MEM_CURRENT, to)
+            })?;
+            Ok((free, used))
+        };
+        ask().map_err(|fault: Fault| fault.failed("asking for the device's memory"))
     }
 
-    /// The stream of all work: for timing events, and for further libraries of the caller.
-    pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
+    /// Bytes of the L2 cache; 0 if the device does not say.
+    pub fn cache_bytes(&self) -> usize {
+        self.stream.context.attribute(driver::L2_CACHE_SIZE).map_or(0, |bytes| bytes as usize)
     }
 
-    /// Every thread that calls CUDA needs the context.
-    fn bind(&self) -> Result<(), DeviceError> {
-        self.stream.context().bind_to_thread().map_err(failed("binding the device to a thread"))
+    /// Marks the place after all work that was given to the device so far.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn mark(&self) -> Result<Mark, DeviceError> {
+        let mark = || {
+            self.stream.context.bind()?;
+            let mark = Mark::new(&self.stream, 0)?;
+            mark.record()?;
+            Ok(mark)
+        };
+        mark().map_err(|fault: Fault| fault.failed("marking a place in the stream"))
     }
 
-    /// The module of a kernel file, compiled at first use and kept on disk for the next process.
-    fn module(&self, file: &'static KernelFile) -> Result<Arc<CudaModule>, DeviceError> {
+    /// Copies all bytes of `from` to the beginning of `to`, which must have room, on the device.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    ///
+    /// # Panics
+    /// If `to` is too small.
+    pub fn copy(&self, from: &Memory, to: &mut Memory) -> Result<(), DeviceError> {
+        assert!(from.bytes <= to.bytes, "a copy of {} bytes to {}", from.bytes, to.bytes);
+        let driver = self.stream.driver();
+        self.stream
+            .context
+            .bind()
+            // SAFETY: both are live, and differ.
+            .and_then(|()| {
+                driver.check(unsafe {
+                    (driver.cuMemcpyDtoDAsync_v2)(to.address, from.address, from.bytes, self.stream.stream)
+                })
+            })
+            .map_err(|fault| fault.failed("copy on the device"))
+    }
+
+    /// C (m x n, f32) <- A (m x inner) B (inner x n), column-major, for A and B in bf16 or f32, with sums in f32.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn product(
+        &self,
+        (m, n, inner): (usize, usize, usize),
+        a: Operand,
+        b: Operand,
+        c: Operand,
+        bf16: bool,
+    ) -> Result<(), DeviceError> {
+        let kind = if bf16 { blas::R_16BF } else { blas::R_32F };
+        let (one, zero) = (1.0f32, 0.0f32);
+        let [one, zero] = [&one, &zero].map(|scalar| std::ptr::from_ref(scalar).cast());
+        self.stream
+            // SAFETY: the callers' operands are live and of these shapes; f32 sums take f32 scalars.
+            .with_room(|| {
+                check_blas(unsafe {
+                    (self.cublas.cublasGemmEx)(
+                        self.blas.handle,
+                        transpose(a),
+                        transpose(b),
+                        int(m),
+                        int(n),
+                        int(inner),
+                        one,
+                        a.address,
+                        kind,
+                        int(a.leading),
+                        b.address,
+                        kind,
+                        int(b.leading),
+                        zero,
+                        c.address,
+                        blas::R_32F,
+                        int(c.leading),
+                        blas::COMPUTE_32F,
+                        blas::GEMM_DEFAULT,
+                    )
+                })
+            })
+            .map_err(|fault| fault.failed("cublasGemmEx"))
+    }
+
+    /// The modules, with that of a kernel file among them: compiled at first use and kept on disk for the next process.
+    fn modules(
+        &self,
+        file: &'static KernelFile,
+    ) -> Result<MutexGuard<'_, HashMap<&'static str, Module>>, DeviceError> {
         let mut modules = self.modules.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(module) = modules.get(file.name) {
-            return Ok(module.clone());
+        if modules.contains_key(file.name) {
+            return Ok(modules);
         }
-        let kept = cache_directory().map(|directory| {
-            let key = Sha256::digest(nvrtc::key(file, &self.architecture));
-            let key = base16ct::lower::encode_string(&key[..16]);
-            directory.join(format!("{}-{key}.cubin", file.name))
-        });
-        let cubin = match kept.as_ref().and_then(|path| read_kept(path)) {
-            Some(cubin) => cubin,
+        let kept = machine_code::place(file, self.compiler, self.target);
+        // The driver may refuse what another version has written: then it is compiled anew.
+        let known = kept.as_ref().and_then(|path| machine_code::read_kept(path));
+        let module = match known.and_then(|code| Module::new(&self.stream, &code).ok()) {
+            Some(module) => module,
             None => {
-                let cubin = nvrtc::compile(file, &self.architecture)?.cubin;
+                let code = self.compiler.compile(file, self.target)?.code;
+                let module = Module::new(&self.stream, &code).map_err(|fault| fault.failed(file.name))?;
                 if let Some(path) = &kept {
-                    keep(path, &cubin);
+                    machine_code::keep(path, &code);
                 }
-                cubin
+                module
             }
         };
-        let module = self.stream.context().load_module(Ptx::from_binary(cubin)).map_err(failed(file.name))?;
-        modules.insert(file.name, module.clone());
-        Ok(module)
+        modules.insert(file.name, module);
+        Ok(modules)
     }
 }
 
-impl Drop for Gpu {
-    fn drop(&mut self) {
-        // After a failed launch the libraries fail too, and their wrappers panic: then the handles stay as they are.
-        if self.bind().is_ok() && self.stream.synchronize().is_ok() {
-            // SAFETY: dropped once, here.
-            unsafe {
-                ManuallyDrop::drop(&mut self.blas);
-                ManuallyDrop::drop(&mut self.solver);
-            }
-        }
-    }
-}
-
-fn cuda_version(version: i32) -> String {
-    format!("{}.{}", version / 1000, version % 1000 / 10)
-}
-
-/// The driver must be for CUDA 12 or newer, and not for an older major version than the libraries, whose machine code it
-/// would refuse to load.
-fn check_versions(driver: i32, (major, minor): (i32, i32)) -> Result<(), DeviceError> {
-    let needed = major.max(12);
-    if driver / 1000 >= needed {
-        return Ok(());
-    }
-    Err(DeviceError::Unavailable(format!(
-        "the driver is for CUDA {}, and libnvrtc is of CUDA {major}.{minor}: install a driver for CUDA {needed} or newer{}, \
-         or use --backend cpu",
-        cuda_version(driver),
-        if driver / 1000 >= 12 { ", put older libraries on LD_LIBRARY_PATH" } else { "" }
-    )))
-}
-
-/// The architecture to compile for: machine code runs on every later minor version of its major one.
-fn architecture(
-    (major, minor): (i32, i32),
-    known: &[i32],
-    compiler: (i32, i32),
-) -> Result<String, DeviceError> {
-    if major < 8 {
-        return Err(DeviceError::Unavailable(format!(
-            "the device has compute capability {major}.{minor}, and 8.0 or newer is required; use --backend cpu"
-        )));
-    }
-    let runs = |&&known: &&i32| known / 10 == major && known % 10 <= minor;
-    match known.iter().filter(runs).max() {
-        Some(known) => Ok(format!("sm_{known}")),
-        None => Err(DeviceError::Unavailable(format!(
-            "libnvrtc of CUDA {}.{} does not compile for compute capability {major}.{minor}; {TOOLKIT}, of a newer version, \
-             or use --backend cpu",
-            compiler.0, compiler.1
-        ))),
-    }
-}
-
-/// The memory pool of `cuMemAllocAsync`; `None` if the device has none.
-fn memory_pool(context: &Arc<CudaContext>) -> Result<Option<sys::CUmemoryPool>, DriverError> {
-    if !context.has_async_alloc() {
-        return Ok(None);
-    }
-    context.bind_to_thread()?;
-    let mut pool = std::ptr::null_mut();
-    // SAFETY: writes a handle that is not to be destroyed.
-    unsafe { sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()) }.result()?;
-    Ok(Some(pool))
-}
-
-/// Freed memory stays with the process: otherwise every wait for the device returns it, and the next allocation maps it anew.
-fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<(), DriverError> {
-    let Some(pool) = memory_pool(context)? else { return Ok(()) };
-    let mut most = u64::MAX;
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the pool is the device's own; the attribute is 64 bits.
-    unsafe { sys::cuMemPoolSetAttribute(pool, attribute, std::ptr::from_mut(&mut most).cast()) }.result()
-}
-
-/// Bytes of a digest in front of kept machine code: the driver is told no length, and would read beyond the end of a damaged
-/// file.
-const DIGEST: usize = 32;
-
-/// Machine code that [`keep`] wrote; `None` if there is none or it is damaged.
-fn read_kept(path: &Path) -> Option<Vec<u8>> {
-    let mut content = fs::read(path).ok()?;
-    let (digest, cubin) = content.split_at_checked(DIGEST)?;
-    let whole = Sha256::digest(cubin).as_slice() == digest;
-    whole.then(|| content.split_off(DIGEST))
-}
-
-/// Keeps machine code for the next process. If the cache cannot be written, the next start takes seconds longer.
-fn keep(path: &Path, cubin: &[u8]) {
-    if path.parent().is_some_and(|parent| fs::create_dir_all(parent).is_ok()) {
-        let _ = write_atomically(path, &[Sha256::digest(cubin).as_slice(), cubin].concat());
-    }
-}
-
-/// Checks that every library can be loaded: cudarc panics on a missing one.
-fn libraries() -> Result<(), DeviceError> {
-    // SAFETY: loads libraries of NVIDIA and drops them again.
-    let present = unsafe {
-        [
-            ("libcuda", sys::is_culib_present(), "install NVIDIA's driver"),
-            ("libnvrtc", nvrtc::is_present(), TOOLKIT),
-            ("libcublas", blas_sys::is_culib_present(), TOOLKIT),
-            ("libcusolver", solver_sys::is_culib_present(), TOOLKIT),
-        ]
-    };
-    match present.into_iter().find(|(_, present, _)| !present) {
-        Some((library, _, advice)) => {
-            Err(DeviceError::Unavailable(format!("{library} was not found; {advice}, or use --backend cpu")))
-        }
-        None => Ok(()),
-    }
-}
-
-const TOOLKIT: &str = "install the CUDA toolkit 12 or newer and put its libraries on LD_LIBRARY_PATH";
-
-fn cache_directory() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    cache.map(|cache| cache.join("duogpt/kernels"))
-}
-
-fn transpose(operand: Operand) -> blas_sys::cublasOperation_t {
-    match operand.transposed {
-        true => blas_sys::cublasOperation_t::CUBLAS_OP_T,
-        false => blas_sys::cublasOperation_t::CUBLAS_OP_N,
-    }
+fn transpose(operand: Operand) -> i32 {
+    if operand.transposed { blas::OP_T } else { blas::OP_N }
 }
 
 /// A dimension as the libraries take it.
@@ -287,82 +240,114 @@ fn int(x: usize) -> i32 {
 }
 
 impl Device for Gpu {
-    type Memory = CudaSlice<u8>;
+    type Memory = Memory;
 
     fn describe(&self) -> String {
         self.name.clone()
     }
 
-    fn alloc(&self, bytes: usize) -> Result<CudaSlice<u8>, DeviceError> {
-        self.bind()?;
-        let out_of_memory = |error: &DriverError| error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-        // SAFETY: `Buffer` promises no content.
-        let alloc = || unsafe { self.stream.alloc::<u8>(bytes) };
-        let memory = alloc().or_else(|error| match memory_pool(self.stream.context())? {
-            // Freed memory is fragmented; once it is given back it may be enough.
-            Some(pool) if out_of_memory(&error) => {
-                self.stream.synchronize()?;
-                // SAFETY: the pool is the device's own.
-                unsafe { sys::cuMemPoolTrimTo(pool, 0) }.result()?;
-                alloc()
-            }
-            _ => Err(error),
+    fn alloc(&self, bytes: usize) -> Result<Memory, DeviceError> {
+        let (stream, driver) = (&self.stream, self.stream.driver());
+        let mut address = 0;
+        // SAFETY: writes an address.
+        let allocated = stream.with_room(|| {
+            let status = unsafe { (driver.cuMemAllocAsync)(&raw mut address, bytes, stream.stream) };
+            driver.check(status).map_err(|fault| Fault {
+                // More than any device has is a wrong value to the driver.
+                no_room: fault.no_room || (status == driver::INVALID_VALUE && bytes > stream.context.total),
+                ..fault
+            })
         });
-        memory.map_err(|error| match out_of_memory(&error) {
-            true => {
-                let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
+        match allocated {
+            Ok(()) => Ok(Memory { stream: stream.clone(), address, bytes }),
+            Err(fault) if fault.no_room => {
+                let free = stream.context.free_and_total().map_or(0, |(free, _)| free);
                 let advice = format!(
                     "{} MiB are free; end other programs on it, take a larger device, or use --backend cpu",
                     free >> 20
                 );
-                DeviceError::OutOfMemory { bytes, advice }
+                Err(DeviceError::OutOfMemory { bytes, advice })
             }
-            false => failed("allocation")(error),
-        })
-    }
-
-    fn address(&self, memory: &CudaSlice<u8>) -> u64 {
-        // All work is on one stream: there is nothing to wait for or to record.
-        memory.device_ptr(&self.stream).0
-    }
-
-    fn upload(&self, from: &[u8], to: &mut CudaSlice<u8>) -> Result<(), DeviceError> {
-        self.bind()?;
-        self.stream.memcpy_htod(from, to).map_err(failed("copy to the device"))?;
-        // Elsewhere the source has been read when the call returns.
-        if self.reads_host_memory {
-            self.stream.synchronize().map_err(failed("copy to the device"))
-        } else {
-            Ok(())
+            Err(fault) => Err(fault.failed("allocation")),
         }
     }
 
-    fn download(&self, from: &CudaSlice<u8>, to: &mut [u8]) -> Result<(), DeviceError> {
-        self.bind()?;
-        self.stream.memcpy_dtoh(&from.slice(..to.len()), to).map_err(failed("copy from the device"))?;
-        self.stream.synchronize().map_err(failed("what was started before a copy"))
+    fn address(&self, memory: &Memory) -> u64 {
+        memory.address
+    }
+
+    fn upload(&self, from: &[u8], to: &mut Memory) -> Result<(), DeviceError> {
+        assert!(from.len() <= to.bytes, "a copy of {} bytes to {}", from.len(), to.bytes);
+        let mut staging = self.staging.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let uploaded = self.stream.context.bind().and_then(|()| staging.upload(from, to.address));
+        uploaded.map_err(|fault| fault.failed("copy to the device"))
+    }
+
+    fn zero(&self, memory: &mut Memory) -> Result<(), DeviceError> {
+        let driver = self.stream.driver();
+        self.stream
+            .context
+            .bind()
+            // SAFETY: live memory of so many bytes.
+            .and_then(|()| {
+                driver.check(unsafe {
+                    (driver.cuMemsetD8Async)(memory.address, 0, memory.bytes, self.stream.stream)
+                })
+            })
+            .map_err(|fault| fault.failed("setting memory to zero"))
+    }
+
+    fn download(&self, from: &Memory, to: &mut [u8]) -> Result<(), DeviceError> {
+        assert!(to.len() <= from.bytes, "a copy of {} bytes from {}", to.len(), from.bytes);
+        let driver = self.stream.driver();
+        // SAFETY: live memory of at least so many bytes; the stream is waited for before `to` is used.
+        let copied = self.stream.context.bind().and_then(|()| {
+            driver.check(unsafe {
+                (driver.cuMemcpyDtoHAsync_v2)(
+                    to.as_mut_ptr().cast(),
+                    from.address,
+                    to.len(),
+                    self.stream.stream,
+                )
+            })
+        });
+        copied.map_err(|fault| fault.failed("copy from the device"))?;
+        self.stream.synchronize().map_err(|fault| fault.failed("what was started before a copy"))
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
-        self.bind()?;
         let what = format!("{}::{}", launch.file.name, launch.kernel);
-        let function = self.module(launch.file)?.load_function(launch.kernel).map_err(failed(&what))?;
-        let mut builder = self.stream.launch_builder(&function);
-        for argument in &launch.arguments {
-            match argument {
-                Argument::Address(address) => builder.arg(address),
-                Argument::U32(value) => builder.arg(value),
-                Argument::F32(value) => builder.arg(value),
-            };
-        }
-        let shape = LaunchConfig {
-            grid_dim: (launch.grid.0, launch.grid.1, 1),
-            block_dim: (launch.block, 1, 1),
-            shared_mem_bytes: 0,
-        };
-        // SAFETY: the wrappers of this module give each kernel its arguments; the emulator checks the same calls.
-        unsafe { builder.launch(shape) }.map_err(failed(&what))?;
-        Ok(())
+        self.stream.context.bind().map_err(|fault| fault.failed(&what))?;
+        let mut modules = self.modules(launch.file)?;
+        let module = modules.get_mut(launch.file.name).expect("loaded above");
+        let driver = self.stream.driver();
+        let mut pointers: Vec<*mut c_void> = (launch.arguments.iter())
+            .map(|argument| match argument {
+                Argument::Address(address) => std::ptr::from_ref(address).cast_mut().cast(),
+                Argument::U32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+                Argument::F32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            })
+            .collect();
+        let launched = module.kernel(launch.kernel).and_then(|kernel| {
+            // SAFETY: the wrappers of this module give each kernel its arguments, which the driver copies; the emulator checks
+            // the same calls.
+            driver.check(unsafe {
+                (driver.cuLaunchKernel)(
+                    kernel,
+                    launch.grid.0,
+                    launch.grid.1,
+                    1,
+                    launch.block,
+                    1,
+                    1,
+                    0,
+                    self.stream.stream,
+                    pointers.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                )
+            })
+        });
+        launched.map_err(|fault| fault.failed(&what))
     }
 
     fn gemm(
@@ -374,73 +359,69 @@ impl Device for Gpu {
         beta: f32,
         c: Operand,
     ) -> Result<(), DeviceError> {
-        self.bind()?;
-        // SAFETY: operands lie in live allocations, as `Device` demands. The default math mode keeps f32 inputs whole.
-        unsafe {
-            blas::sgemm(
-                *self.blas.handle(),
-                transpose(a),
-                transpose(b),
-                int(m),
-                int(n),
-                int(inner),
-                &alpha,
-                a.address as *const f32,
-                int(a.leading),
-                b.address as *const f32,
-                int(b.leading),
-                &beta,
-                c.address as *mut f32,
-                int(c.leading),
-            )
-        }
-        .map_err(|error| DeviceError::Failed { what: "cublasSgemm".into(), detail: error.to_string() })
+        self.stream
+            // SAFETY: operands lie in live allocations, as `Device` demands. The default math mode keeps f32 inputs whole.
+            .with_room(|| {
+                check_blas(unsafe {
+                    (self.cublas.cublasSgemm_v2)(
+                        self.blas.handle,
+                        transpose(a),
+                        transpose(b),
+                        int(m),
+                        int(n),
+                        int(inner),
+                        &alpha,
+                        a.address,
+                        int(a.leading),
+                        b.address,
+                        int(b.leading),
+                        &beta,
+                        c.address,
+                        int(c.leading),
+                    )
+                })
+            })
+            .map_err(|fault| fault.failed("cublasSgemm"))
     }
 
     fn potrf(&self, k: usize, a: Operand) -> Result<usize, DeviceError> {
-        self.bind()?;
         let what = "cusolverDnSpotrf";
-        let upper = solver_sys::cublasFillMode_t::CUBLAS_FILL_MODE_UPPER;
-        let (matrix, leading) = (a.address as *mut f32, int(a.leading));
-        let library = |error: cudarc::cusolver::result::CusolverError| DeviceError::Failed {
-            what: what.into(),
-            detail: error.to_string(),
-        };
+        let (upper, handle) = (blas::FILL_MODE_UPPER, self.solver.handle);
         let mut work_size = 0;
         // SAFETY: the matrix lies in a live allocation, as `Device` demands.
-        unsafe {
-            solver_sys::cusolverDnSpotrf_bufferSize(
-                self.solver.cu(),
-                upper,
-                int(k),
-                matrix,
-                leading,
-                &mut work_size,
-            )
-        }
-        .result()
-        .map_err(library)?;
-        let mut work = self.alloc(4 * work_size.max(1) as usize)?;
-        let mut info = self.alloc(4)?;
-        {
-            let (work, _work_guard) = work.device_ptr_mut(&self.stream);
-            let (info, _info_guard) = info.device_ptr_mut(&self.stream);
-            // SAFETY: as above, and the work space has the size asked for.
-            unsafe {
-                solver_sys::cusolverDnSpotrf(
-                    self.solver.cu(),
-                    upper,
-                    int(k),
-                    matrix,
-                    leading,
-                    work as *mut f32,
-                    work_size,
-                    info as *mut i32,
-                )
-            }
-            .result()
-            .map_err(library)?;
-        }
+        self.stream
+            .with_room(|| {
+                check_solver(unsafe {
+                    (self.cusolver.cusolverDnSpotrf_bufferSize)(
+                        handle,
+                        upper,
+                        int(k),
+                        a.address,
+                        int(a.leading),
+                        &raw mut work_size,
+                    )
+                })
+            })
+            .map_err(|fault| fault.failed(what))?;
+        let work = self.alloc(4 * work_size.max(1) as usize)?;
+        let info = self.alloc(4)?;
+        // SAFETY: as above, and the work space has the size asked for.
+        self.stream
+            .with_room(|| {
+                check_solver(unsafe {
+                    (self.cusolver.cusolverDnSpotrf)(
+                        handle,
+                        upper,
+                        int(k),
+                        a.address,
+                        int(a.leading),
+                        work.address,
+                        work_size,
+                        info.address,
+                    )
+                })
+            })
+            .map_err(|fault| fault.failed(what))?;
         let mut bytes = [0; 4];
         self.download(&info, &mut bytes)?;
         let info = i32::from_ne_bytes(bytes);
@@ -451,79 +432,26 @@ impl Device for Gpu {
     }
 
     fn trsm(&self, k: usize, n: usize, a: Operand, b: Operand) -> Result<(), DeviceError> {
-        self.bind()?;
-        // SAFETY: operands lie in live allocations, as `Device` demands.
-        unsafe {
-            blas_sys::cublasStrsm_v2(
-                *self.blas.handle(),
-                blas_sys::cublasSideMode_t::CUBLAS_SIDE_LEFT,
-                blas_sys::cublasFillMode_t::CUBLAS_FILL_MODE_UPPER,
-                blas_sys::cublasOperation_t::CUBLAS_OP_N,
-                blas_sys::cublasDiagType_t::CUBLAS_DIAG_NON_UNIT,
-                int(k),
-                int(n),
-                &1.0,
-                a.address as *const f32,
-                int(a.leading),
-                b.address as *mut f32,
-                int(b.leading),
-            )
-        }
-        .result()
-        .map_err(|error| DeviceError::Failed { what: "cublasStrsm".into(), detail: error.to_string() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn damaged_machine_code_is_compiled_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("new/kernel.cubin");
-        let cubin: Vec<u8> = (0..1000).map(|i| (i % 251) as u8).collect();
-        assert_eq!(read_kept(&path), None);
-        keep(&path, &cubin);
-        assert_eq!(read_kept(&path), Some(cubin.clone()));
-        let whole = fs::read(&path).unwrap();
-        for length in [0, 10, DIGEST, DIGEST + 1, whole.len() - 1] {
-            fs::write(&path, &whole[..length]).unwrap();
-            assert_eq!(read_kept(&path), None, "{length} of {} bytes", whole.len());
-        }
-        let mut changed = whole.clone();
-        changed[500] ^= 1;
-        fs::write(&path, changed).unwrap();
-        assert_eq!(read_kept(&path), None);
-        keep(&path, &cubin);
-        assert_eq!(read_kept(&path), Some(cubin));
-    }
-
-    #[test]
-    fn versions_that_do_not_fit_are_refused_with_advice() {
-        let refused = |driver, compiler| check_versions(driver, compiler).unwrap_err().to_string();
-        assert_eq!(check_versions(12040, (12, 9)), Ok(()));
-        assert_eq!(check_versions(13000, (12, 4)), Ok(()));
-        assert_eq!(check_versions(13000, (13, 0)), Ok(()));
-        let old = refused(11080, (12, 4));
-        assert!(old.contains("for CUDA 11.8") && old.contains("install a driver for CUDA 12"), "{old}");
-        let mixed = refused(12080, (13, 0));
-        assert!(mixed.contains("for CUDA 13 or newer, put older libraries"), "{mixed}");
-        assert!(mixed.contains("--backend cpu"), "{mixed}");
-    }
-
-    #[test]
-    fn the_architecture_is_the_newest_that_runs_on_the_device() {
-        let known = [75, 80, 86, 87, 89, 90, 100, 103, 120];
-        let of = |capability| architecture(capability, &known, (13, 0));
-        assert_eq!(of((8, 0)), Ok("sm_80".into()));
-        assert_eq!(of((8, 8)), Ok("sm_87".into()));
-        assert_eq!(of((9, 0)), Ok("sm_90".into()));
-        assert_eq!(of((10, 1)), Ok("sm_100".into()));
-        assert_eq!(of((12, 1)), Ok("sm_120".into()));
-        let old = of((7, 5)).unwrap_err().to_string();
-        assert!(old.contains("compute capability 7.5") && old.contains("8.0"), "{old}");
-        let new = of((11, 0)).unwrap_err().to_string();
-        assert!(new.contains("CUDA 13.0 does not compile for compute capability 11.0"), "{new}");
+        self.stream
+            // SAFETY: operands lie in live allocations, as `Device` demands.
+            .with_room(|| {
+                check_blas(unsafe {
+                    (self.cublas.cublasStrsm_v2)(
+                        self.blas.handle,
+                        blas::SIDE_LEFT,
+                        blas::FILL_MODE_UPPER,
+                        blas::OP_N,
+                        blas::DIAG_NON_UNIT,
+                        int(k),
+                        int(n),
+                        &1.0,
+                        a.address,
+                        int(a.leading),
+                        b.address,
+                        int(b.leading),
+                    )
+                })
+            })
+            .map_err(|fault| fault.failed("cublasStrsm"))
     }
 }

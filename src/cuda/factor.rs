@@ -1,6 +1,8 @@
 //! From the statistics to L^T, D and the score's factor, on the device; see
 //! [`reference::factor`](mod@crate::reference::factor) and [`reference::score`](mod@crate::reference::score).
 
+use std::ops::Range;
+
 use super::blas::{Rows, cholesky, gemm, solve_right};
 use super::device::{Argument, Buffer, Device};
 use super::kernel_files::FACTOR;
@@ -103,7 +105,11 @@ fn factor<D: Device>(
     let inverse = Buffer::new(device, k * k)?;
     let arguments = vec![inverse.argument(device), number(k).into()];
     launch(device, &FACTOR, "identity", k * k, 1, arguments)?;
-    solve_right(device, k, k, rows(&m), rows(&inverse))?;
+    // Rows i of M^-1 are zero right of column i: k^3 / 3 operations instead of k^3.
+    for rows_i in blocks(k) {
+        let width = rows_i.end;
+        solve_right(device, width, rows_i.len(), rows(&m), Rows::new(device, &inverse, rows_i.start * k, k))?;
+    }
     let lt = m; // M is not needed any more
     let arguments = vec![inverse.argument(device), lt.argument(device), number(k).into()];
     launch(device, &FACTOR, "reverse_upper", k * k, 1, arguments)?;
@@ -148,9 +154,17 @@ fn correct<D: Device>(
         alpha.into(),
     ];
     launch(device, &FACTOR, "strictly_upper", k, 32, arguments)?;
-    let d = dxxt; // its memory
-    let rows = |a: &_| Rows::new(device, a, 0, k);
-    gemm(device, (k, k, k), 1.0, rows(&q), rows(lt), 0.0, rows(&d))?;
+    let mut d = dxxt; // its memory
+    d.clear(device)?;
+    // Element i, j of a product of two upper triangles is a sum over i to j alone: k^3 / 3 operations instead of 2 k^3.
+    let at = |a: &_, row: usize, column: usize| Rows::new(device, a, row * k + column, k);
+    for rows_i in blocks(k) {
+        for columns_j in blocks(k).filter(|columns| columns.start >= rows_i.start) {
+            let (i, j) = (rows_i.start, columns_j.start);
+            let shape = (rows_i.len(), columns_j.len(), columns_j.end - i);
+            gemm(device, shape, 1.0, at(&q, i, i), at(lt, i, j), 0.0, at(&d, i, j))?;
+        }
+    }
     Ok((Some(d), score_scale))
 }
 
@@ -173,9 +187,20 @@ pub(crate) fn projection<D: Device>(
     let k = order.len();
     let dxxt = permute_both(device, &residual.dxxt, order, scale)?;
     let q = Buffer::new(device, k * k)?;
-    let rows = |a: &_| Rows::new(device, a, 0, k);
-    gemm(device, (k, k, k), 1.0, rows(&dxxt), rows(lt).t(), 0.0, rows(&q))?;
+    // Column j of L is zero above row j: k^3 operations instead of 2 k^3.
+    let at = |a: &_, row: usize, column: usize| Rows::new(device, a, row * k + column, k);
+    for columns_j in blocks(k) {
+        let (j, width) = (columns_j.start, columns_j.len());
+        gemm(device, (k, width, k - j), 1.0, at(&dxxt, 0, j), at(lt, j, j).t(), 0.0, at(&q, 0, j))?;
+    }
     Ok(Projection { dxxt, q })
+}
+
+/// Rows and columns of a block of a triangular matrix: of what is zero, the part in the diagonal's blocks is computed.
+const TRIANGLE_BLOCK: usize = 1024;
+
+fn blocks(k: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..k).step_by(TRIANGLE_BLOCK).map(move |start| start..k.min(start + TRIANGLE_BLOCK))
 }
 
 /// scale * a[order, order] (k x k).

@@ -16,8 +16,9 @@ use crate::reference::spmspv::{self, Format, TILE, Value};
 pub trait Element: Value + ActivationType {}
 impl<T: Value + ActivationType> Element for T {}
 
-/// Blocks of a launch: four for each of an H200's 132 SMs, all at once. The same for every device, so that the order of a sum,
-/// and with it the bits of y, depend on the shape alone.
+/// Blocks of a launch: the four that each of an H200's 132 SMs holds at once. A smaller device, such as an A100 with 108 SMs, takes
+/// the last of them when others have ended. The number is the same for every device, so that the order of a sum, and with it the
+/// bits of y, depend on the shape alone.
 const BLOCKS: usize = 528;
 
 /// The smallest number of columns per block: four for each of its warps.

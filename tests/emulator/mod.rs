@@ -183,6 +183,12 @@ impl Device for Emulator {
         Ok(())
     }
 
+    fn zero(&self, memory: &mut Memory) -> Result<(), DeviceError> {
+        // SAFETY: the whole of a live allocation.
+        unsafe { (memory.address() as *mut u8).write_bytes(0, memory.bytes()) };
+        Ok(())
+    }
+
     fn download(&self, from: &Memory, to: &mut [u8]) -> Result<(), DeviceError> {
         assert!(to.len() <= from.bytes(), "a download of {} bytes from {}", to.len(), from.bytes());
         // SAFETY: checked above.
