@@ -136,7 +136,7 @@ template <class T> __device__ __forceinline__ void unpack(const uint4 (&quads)[1
 
 // w: columns of `stride` numbers, n rounded up to a multiple of 8.
 template <class T> struct Dense {
-    static constexpr u32 FLIGHT = 4, QUADS = sizeof(T) / 2;
+    static constexpr u32 QUADS = sizeof(T) / 2, FLIGHT = 4 / QUADS; // 64 bytes of a lane are on their way
     const T *__restrict__ w;
     u32 stride;
 

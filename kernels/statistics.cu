@@ -235,32 +235,32 @@ __device__ __forceinline__ void products(const Eight *a, const Eight *b, float *
         }
     }
 
-    // Sixteen numbers at a time: all are loaded before the first is stored, whose address the compiler cannot tell from theirs.
-    auto place = [&](u32 m, u32 n, u32 i, u64 &at) {
-        u32 row = blockIdx.y * 128 + top + 16 * m + lane / 4 + i / 2 * 8;
-        u32 column = blockIdx.x * 128 + left + 8 * n + lane % 4 * 2 + i % 2;
-        at = (u64)row * k + column;
-        return row < k && column < k;
-    };
+    // Four numbers are loaded before the first of them is stored: the compiler cannot tell their addresses apart.
+    u32 row = blockIdx.y * 128 + top + lane / 4, column = blockIdx.x * 128 + left + lane % 4 * 2;
+    u64 begin = (u64)row * k + column;
+    high += begin;
+    low += begin;
 #pragma unroll
-    for (u32 m = 0; m < 4; m++) {
-        float h[4][4], l[4][4];
-        u64 at;
+    for (u32 m = 0; m < 4; m++)
 #pragma unroll
-        for (u32 n = 0; n < 4; n++)
+        for (u32 n = 0; n < 4; n++) {
+            float h[4], l[4];
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                bool inside = place(m, n, i, at);
-                h[n][i] = inside ? high[at] : 0.0f;
-                l[n][i] = inside ? low[at] : 0.0f;
-                add_double_float(&h[n][i], &l[n][i], total[m][n][i]);
+                u32 down = 16 * m + i / 2 * 8, right = 8 * n + i % 2;
+                bool inside = row + down < k && column + right < k;
+                h[i] = inside ? high[(u64)down * k + right] : 0.0f;
+                l[i] = inside ? low[(u64)down * k + right] : 0.0f;
             }
 #pragma unroll
-        for (u32 n = 0; n < 4; n++)
-#pragma unroll
-            for (u32 i = 0; i < 4; i++)
-                if (place(m, n, i, at)) high[at] = h[n][i], low[at] = l[n][i];
-    }
+            for (u32 i = 0; i < 4; i++) {
+                u32 down = 16 * m + i / 2 * 8, right = 8 * n + i % 2;
+                add_double_float(&h[i], &l[i], total[m][n][i]);
+                if (row + down >= k || column + right >= k) continue;
+                high[(u64)down * k + right] = h[i];
+                low[(u64)down * k + right] = l[i];
+            }
+        }
 }
 
 #define PRODUCTS(H, P, Q, SLAB, STAGES, SYMMETRIC)                                                                     \

@@ -275,14 +275,18 @@ def main():
             half = dense.to(torch.bfloat16)
             measure(f"activation/{width}-bf16", lambda: prune_activations(half, 0.5))
             counts = arguments.sequences if name.startswith(("llama-2-7b", "square")) else [1]
+
+
+            def gather(dense, sparse, count):
+                """As the original: inputs of any type are widened to float32, and so are the sums."""
+                statistics = Statistics(k, device)
+                for _ in range(count):
+                    statistics.update(dense.float(), sparse.float())
+
+            sparse_half = sparse.to(torch.bfloat16)
             for count in counts:
-
-                def gather():
-                    statistics = Statistics(k, device)
-                    for _ in range(count):
-                        statistics.update(dense, sparse)
-
-                measure(f"statistics/{width}-tokens{count * tokens}", gather)
+                measure(f"statistics/{width}-tokens{count * tokens}", lambda: gather(half, sparse_half, count))
+            measure(f"statistics/{width}-tokens{tokens}-f32", lambda: gather(dense, sparse, 1))
         statistics = Statistics(k, device)
         statistics.update(dense, sparse)
         if f"factor/{name}-k{k}" not in seconds and f"{name}-k{k}" == width:
