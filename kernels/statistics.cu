@@ -235,32 +235,17 @@ __device__ __forceinline__ void products(const Eight *a, const Eight *b, float *
         }
     }
 
-    // Four numbers are loaded before the first of them is stored: the compiler cannot tell their addresses apart.
-    u32 row = blockIdx.y * 128 + top + lane / 4, column = blockIdx.x * 128 + left + lane % 4 * 2;
-    u64 begin = (u64)row * k + column;
-    high += begin;
-    low += begin;
 #pragma unroll
     for (u32 m = 0; m < 4; m++)
 #pragma unroll
-        for (u32 n = 0; n < 4; n++) {
-            float h[4], l[4];
+        for (u32 n = 0; n < 4; n++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                u32 down = 16 * m + i / 2 * 8, right = 8 * n + i % 2;
-                bool inside = row + down < k && column + right < k;
-                h[i] = inside ? high[(u64)down * k + right] : 0.0f;
-                l[i] = inside ? low[(u64)down * k + right] : 0.0f;
+                u32 row = blockIdx.y * 128 + top + 16 * m + lane / 4 + i / 2 * 8;
+                u32 column = blockIdx.x * 128 + left + 8 * n + lane % 4 * 2 + i % 2;
+                u64 at = (u64)row * k + column;
+                if (row < k && column < k) add_double_float(high + at, low + at, total[m][n][i]);
             }
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                u32 down = 16 * m + i / 2 * 8, right = 8 * n + i % 2;
-                add_double_float(&h[i], &l[i], total[m][n][i]);
-                if (row + down >= k || column + right >= k) continue;
-                high[(u64)down * k + right] = h[i];
-                low[(u64)down * k + right] = l[i];
-            }
-        }
 }
 
 #define PRODUCTS(H, P, Q, SLAB, STAGES, SYMMETRIC)                                                                     \

@@ -40,7 +40,7 @@ glibc=$(objdump -T "$bundle"/bin/* "$bundle"/lib/* | grep -o 'GLIBC_2\.[0-9]*' |
     echo "fixtures: $(cat fixtures/vectors/v1/*/*/tensors.safetensors | sha256sum | cut -c 1-16) (SHA-256 of the tensors in fixtures/vectors)"
     echo "built with: $(rustc --version)"
     echo "needs: Linux $(uname -m), glibc ${glibc#GLIBC_} or newer"
-    echo "crates:$(awk '$1 == "name" { name = $2 } $1 == "version" && name ~ /^"(cudarc|ndarray|ndarray-linalg|criterion|half|rayon)"$/ {
+    echo "crates:$(awk '$1 == "name" { name = $2 } $1 == "version" && name ~ /^"(libloading|ndarray|ndarray-linalg|criterion|half|rayon)"$/ {
         gsub(/"/, "", name); gsub(/"/, "", $2); printf " %s %s", name, $2 }' FS=' = | ' Cargo.lock)"
 } > "$bundle/bundle.txt"
 cat > "$bundle/README.txt" <<'TEXT'

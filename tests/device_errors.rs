@@ -208,7 +208,7 @@ fn a_failed_copy_is_an_error() {
         let DeviceError::Failed { what, .. } = error else { panic!("{error}") };
         what.clone()
     });
-    assert_eq!(named.into_iter().collect::<Vec<_>>(), ["download", "upload"]);
+    assert_eq!(named.into_iter().collect::<Vec<_>>(), ["download", "upload", "zero"]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The whole host side on a CUDA driver without a device: the program itself, its libraries replaced. See tests/fake_cuda.
 
 mod common;
+#[path = "fake_cuda/failures.rs"]
+mod failures;
 #[path = "fake_cuda/stand_in.rs"]
 mod stand_in;
 
@@ -8,7 +10,31 @@ use std::path::Path;
 
 use common::{duogpt, fixture, read_json};
 use duogpt::tensors::TensorFile;
+use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
+
+fn main() {
+    let trial = |name: &str, check: fn()| {
+        Trial::test(name, move || {
+            check();
+            Ok(())
+        })
+    };
+    let mut trials = vec![
+        trial("a_case_is_verified", a_case_is_verified),
+        trial("a_text_is_continued_as_on_the_cpu", a_text_is_continued_as_on_the_cpu),
+        trial("failures::each_call_fails_in_turn", failures::each_call_fails_in_turn),
+        trial("failures::a_broken_device_is_left_alone", failures::a_broken_device_is_left_alone),
+    ];
+    let published = read_json(&fixture("nano-llama/upstream.json"));
+    for run in published["runs"].as_object().unwrap().keys().cloned() {
+        trials.push(Trial::test(format!("pruned::{run}"), move || {
+            repeats(&run);
+            Ok(())
+        }));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
 
 /// The arguments of a run of nano-llama's `upstream.json`.
 fn arguments(run: &Value, output: &Path, backend: &str) -> Vec<String> {
@@ -94,25 +120,7 @@ fn repeats(run: &str) {
     assert!(flipped <= FLIPS, "{run}: {flipped} decisions differ");
 }
 
-macro_rules! runs {
-    ($($run:ident)*) => {
-        $(#[test] fn $run() { repeats(stringify!($run)); })*
-
-        #[test]
-        fn every_published_run_is_repeated() {
-            let published = read_json(&fixture("nano-llama/upstream.json"));
-            let mut names: Vec<&str> = published["runs"].as_object().unwrap().keys().map(String::as_str).collect();
-            let mut repeated = vec![$(stringify!($run)),*];
-            names.sort_unstable();
-            repeated.sort_unstable();
-            assert_eq!(names, repeated);
-        }
-    };
-}
-runs!(duogpt_upstream duogpt_paper duogpt_natural duogpt_2_4 duogpt_60_40 sparsegpt wanda magnitude);
-
 /// Every stage of a golden case, within its budget.
-#[test]
 fn a_case_is_verified() {
     let case = fixture("vectors/v1/duogpt/one-block");
     let ran =
@@ -122,7 +130,6 @@ fn a_case_is_verified() {
     assert!(ran.calls("cuLaunchKernel") > 0);
 }
 
-#[test]
 fn a_text_is_continued_as_on_the_cpu() {
     let nano = fixture("nano-llama");
     let arguments = |backend| {

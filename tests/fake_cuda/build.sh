@@ -26,9 +26,10 @@ $compiler -std=c++17 -O2 -g -Wall -Wextra -Werror -fPIC -shared -fvisibility=hid
     -DKERNEL_FLAGS="\"$common $watched\"" -DFAKE_CUDA_BUILD=$((16#${sum:0:6})) \
     $(pkg-config --cflags openblas) -o "$directory/libfake_cuda.so" "$here"/{core,driver,module,nvrtc,blas}.cpp \
     $(pkg-config --libs openblas) -ldl
-# cudarc looks each function up in the library of its name, and so in what that library needs.
+# A program looks each function up in the library of its name, and so in what that library needs.
 for library in cuda nvrtc cublas cusolver; do
     $compiler -shared -Wl,-soname,lib$library.so -Wl,--no-as-needed -Wl,-rpath,'$ORIGIN' -o "$directory/lib$library.so" -x c++ /dev/null \
         -x none "$directory/libfake_cuda.so"
 done
+ln -sf libcuda.so "$directory/libcuda.so.1" # the name that a driver is installed under
 echo "$sum" > "$directory/built"

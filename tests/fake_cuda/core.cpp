@@ -136,7 +136,7 @@ struct Demand {
     int status; // 0: the library's own
 };
 
-// FAKE_CUDA_FAIL=name:count or name:count:status
+// FAKE_CUDA_FAIL=name:count or name:count:status; of the name `work`, piece number `count` of queued work breaks the device.
 const Demand *demand() {
     static const std::unique_ptr<Demand> parsed = [] {
         std::unique_ptr<Demand> none;
@@ -318,6 +318,9 @@ void run_until(Stream &stream, uint64_t number) {
         stream.known.merge(operation.before);
         stream.known.set(stream.index, operation.number);
         try {
+            static uint64_t count = 0;
+            if (const Demand *d = demand())
+                if (d->name == "work" && ++count == d->at) fail(d->status ? d->status : ILLEGAL_ADDRESS, "failed on demand");
             operation.run(stream);
         } catch (const Error &error) {
             break_device(operation.what, error);

@@ -258,8 +258,10 @@ EXPORT int cuEventElapsedTime(float *milliseconds, void *begin, void *end) {
 // --- memory
 
 EXPORT int cuMemAllocAsync(Address *address, size_t bytes, void *stream) {
-    return call("cuMemAllocAsync", Needs::context, OUT_OF_MEMORY, 0,
-                [&] { out(address) = allocate(stream_of(stream), bytes); });
+    return call("cuMemAllocAsync", Needs::context, OUT_OF_MEMORY, 0, [&] {
+        if (bytes >> 45) fail(INVALID_VALUE, "%zu bytes are more than there are addresses", bytes);
+        out(address) = allocate(stream_of(stream), bytes);
+    });
 }
 EXPORT int cuMemFreeAsync(Address address, void *stream) {
     bool known = state().memory.count(address);
@@ -389,6 +391,14 @@ EXPORT int cuModuleGetFunction(void **handle, void *module, const char *name) {
         Function *function = find_function((Module *)module, name);
         state().live_functions.insert(function);
         out(handle) = function;
+    });
+}
+EXPORT int cuFuncGetAttribute(int *value, int attribute, void *handle) {
+    return driver_call("cuFuncGetAttribute", Needs::context, [&] {
+        constexpr int SHARED_SIZE_BYTES = 1;
+        if (!state().live_functions.count(handle)) fail(INVALID_HANDLE, "the function does not exist");
+        if (attribute != SHARED_SIZE_BYTES) fail(INVALID_VALUE, "attribute %d is not known here", attribute);
+        out(value) = 48 << 10; // the most that a kernel can have without asking for it
     });
 }
 EXPORT int cuFuncSetAttribute(void *handle, int attribute, int value) {

@@ -153,3 +153,10 @@ EXPORT int nvrtcGetCUBIN(void *handle, char *cubin) {
         memcpy(cubin, image.data(), image.size());
     });
 }
+// The device has machine code of its own: nothing asks for PTX.
+EXPORT int nvrtcGetPTXSize(void *handle, size_t *) {
+    return nvrtc_call("nvrtcGetPTXSize", [&] { fail(INVALID_PROGRAM, "%s as PTX", program_of(handle).name.c_str()); });
+}
+EXPORT int nvrtcGetPTX(void *handle, char *) {
+    return nvrtc_call("nvrtcGetPTX", [&] { fail(INVALID_PROGRAM, "%s as PTX", program_of(handle).name.c_str()); });
+}
