@@ -1,24 +1,35 @@
 #!/usr/bin/env bash
-# Measures, on the small model, what every switch of the pruning configuration does to perplexity at 50 % activation
-# sparsity. Prints a CSV: setting, calibration seed, perplexity with dense and with sparse activations.
-# Usage: scripts/measure-profiles.sh [binary] > benches/results/profiles.csv      (about 15 minutes on 2 cores)
+# Measures what every switch of the pruning configuration does to perplexity at 50 % activation sparsity. Prints a CSV: setting,
+# calibration seed, perplexity with dense and with sparse activations.
+# Usage: scripts/measure-profiles.sh [binary] > benches/results/profiles.csv
+#            on the small model: 4 sets of 32 windows of 256 tokens (about 15 minutes on 2 cores)
+#        scripts/measure-profiles.sh binary model calibration.txt evaluation.txt > benches/results/profiles-MODEL.csv
+#            on another: 3 sets of 8 windows of 512 tokens; measured on 12 windows (a model of 135 million parameters: 2 hours)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 duogpt=${1:-target/release/duogpt}
-model=fixtures/tiny-llama
+model=${2:-fixtures/tiny-llama}
+if [ $# -gt 1 ]; then
+    seeds=(0 1 2)
+    calibration=(--text "$3" --samples 8 --sequence-length 512)
+    evaluation=(--text "$4" --limit 12 --sequence-length 512)
+else
+    seeds=(0 1 2 3)
+    calibration=(--text $model/sampled-calibration.txt --samples 32 --sequence-length 256)
+    evaluation=(--tokens $model/tokens-sampled-evaluation.safetensors)
+fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 measure() { # name, flags...
     local name=$1 seed
     shift
-    for seed in 0 1 2 3; do
-        "$duogpt" prune --model $model --output "$scratch/pruned" --text $model/sampled-calibration.txt \
-            --samples 32 --sequence-length 256 --seed $seed "$@" > /dev/null
+    for seed in "${seeds[@]}"; do
+        "$duogpt" prune --model "$model" --output "$scratch/pruned" "${calibration[@]}" --seed $seed "$@" > /dev/null
         local result=()
         for activations in 0 0.5; do
             result+=("$("$duogpt" eval perplexity --model "$scratch/pruned" --json --activation-sparsity $activations \
-                --tokens $model/tokens-sampled-evaluation.safetensors | grep '"perplexity"' | tr -dc '0-9.')")
+                "${evaluation[@]}" | grep '"perplexity"' | tr -dc '0-9.')")
         done
         rm -rf "$scratch/pruned"
         echo "$name,$seed,${result[0]},${result[1]}"

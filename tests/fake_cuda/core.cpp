@@ -136,7 +136,8 @@ struct Demand {
     int status; // 0: the library's own
 };
 
-// FAKE_CUDA_FAIL=name:count or name:count:status; of the name `work`, piece number `count` of queued work breaks the device.
+// FAKE_CUDA_FAIL=name:count or name:count:status; with the name `work`, queued operation number `count` breaks
+// the device.
 const Demand *demand() {
     static const std::unique_ptr<Demand> parsed = [] {
         std::unique_ptr<Demand> none;

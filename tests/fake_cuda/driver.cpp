@@ -134,14 +134,17 @@ EXPORT int cuDevicePrimaryCtxRetain(void **context, int device) {
     });
 }
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
-    return driver_call("cuDevicePrimaryCtxRelease_v2", Needs::initialised, [&] {
+    State &s = state();
+    unsigned users = s.context_users;
+    int status = driver_call("cuDevicePrimaryCtxRelease_v2", Needs::initialised, [&] {
         check_device(device);
-        State &s = state();
-        if (s.context_users == 0) fail(INVALID_CONTEXT, "released more often than retained");
-        if (--s.context_users) return;
+        if (users == 0) fail(INVALID_CONTEXT, "released more often than retained");
+        if (users > 1) return;
         for (auto &stream : s.streams) run_until(*stream, stream->given);
         if (current() == primary_context()) set_current(nullptr);
     });
+    if (users) s.context_users--; // also after a failure: the host has done its part
+    return status;
 }
 EXPORT int cuCtxGetCurrent(void **context) {
     return driver_call("cuCtxGetCurrent", Needs::initialised, [&] { out(context) = current(); });
