@@ -24,6 +24,9 @@ fn main() {
         trial("a_case_is_verified", a_case_is_verified),
         trial("a_text_is_continued_as_on_the_cpu", a_text_is_continued_as_on_the_cpu),
         trial("failures::each_call_fails_in_turn", failures::each_call_fails_in_turn),
+        trial("failures::a_second_try_mends", failures::a_second_try_mends),
+        trial("failures::an_unknown_status_is_an_error", failures::an_unknown_status_is_an_error),
+        trial("a_type_is_chosen_for_the_inputs", a_type_is_chosen_for_the_inputs),
         trial("failures::a_broken_device_is_left_alone", failures::a_broken_device_is_left_alone),
     ];
     let published = read_json(&fixture("nano-llama/upstream.json"));
@@ -123,11 +126,39 @@ fn repeats(run: &str) {
 /// Every stage of a golden case, within its budget.
 fn a_case_is_verified() {
     let case = fixture("vectors/v1/duogpt/one-block");
-    let ran =
-        stand_in::duogpt(&["verify", "--backend", "cuda", "--vectors", case.to_str().unwrap()], &[]).well();
-    let text = String::from_utf8_lossy(&ran.output.stdout);
-    assert!(text.contains("12 stages, 0 failed"), "{text}");
-    assert!(ran.calls("cuLaunchKernel") > 0);
+    let arguments = ["verify", "--backend", "cuda", "--vectors", case.to_str().unwrap()];
+    // Also on a device that reads the host's memory late.
+    for settings in [&[][..], &[("FAKE_CUDA_PAGEABLE", "1")]] {
+        let ran = stand_in::duogpt(&arguments, settings).well();
+        let text = String::from_utf8_lossy(&ran.output.stdout);
+        assert!(text.contains("12 stages, 0 failed"), "{text}");
+        assert!(ran.calls("cuLaunchKernel") > 0);
+    }
+}
+
+/// Inputs of a model in f16 are multiplied as f16, unless f32 is asked for; no zeros are uploaded.
+fn a_type_is_chosen_for_the_inputs() {
+    let model = fixture("architectures/mistral");
+    let tokens = model.join("tokens.safetensors");
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("pruned");
+    let [model, tokens, output] = [&model, &tokens, &output].map(|path| path.to_str().unwrap());
+    let run = |flags: &[&str], products: &str, said: bool| {
+        let _ = std::fs::remove_dir_all(output);
+        let arguments =
+            ["prune", "--backend", "cuda", "--model", model, "--tokens", tokens, "--output", output];
+        let ran = stand_in::duogpt(&[&arguments[..], flags].concat(), &[("FAKE_CUDA_DRY", "1")]).well();
+        assert_eq!(ran.errors().contains("is rounded to float16, the type of the weights"), said);
+        let launches = ran.bill["launches"].as_array().unwrap();
+        let launched =
+            |kernel: &str| launches.iter().any(|launch| launch["what"].as_str().unwrap().starts_with(kernel));
+        assert!(launched(&format!("hessian_{products} ")), "{launches:?}");
+        assert!(launched(&format!("drift_{products} ")), "{launches:?}");
+        assert_eq!(ran.bill["bytes"]["up_zeros"], 0, "{}", ran.bill["bytes"]);
+    };
+    run(&[], "f16", true);
+    run(&["--activation-dtype", "bf16"], "bf16", false);
+    run(&["--activation-dtype", "f32"], "f32", false);
 }
 
 fn a_text_is_continued_as_on_the_cpu() {

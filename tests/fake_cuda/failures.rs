@@ -13,7 +13,7 @@ use crate::stand_in::{self, Ran};
 const RUNS: [fn(&Path) -> Vec<String>; 2] = [prune, generate];
 
 /// Functions that only benches and tests call, or a device without machine code of its own.
-const NOT_OF_THE_PROGRAM: [&str; 16] = [
+const NOT_OF_THE_PROGRAM: [&str; 15] = [
     "cuCtxGetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGetCount",
@@ -27,7 +27,6 @@ const NOT_OF_THE_PROGRAM: [&str; 16] = [
     "cuStreamWaitEvent",
     "cublasGemmEx",
     "cublasSetPointerMode_v2",
-    "cusolverDnSetStream",
     "nvrtcGetPTX",
     "nvrtcGetPTXSize",
 ];
@@ -147,5 +146,34 @@ pub fn a_broken_device_is_left_alone() {
             assert!(!errors.contains("panicked"), "{errors}");
             assert!(errors.contains("on the device: "), "{errors}");
         }
+    }
+}
+
+/// A run goes on after a failure that a second try mends: no room, once freed memory is given back; and kept machine code that the
+/// driver refuses, which is compiled anew.
+pub fn a_second_try_mends() {
+    const NO_ROOM: [(&str, i32); 5] = [
+        ("cuMemAllocAsync:5", 2),
+        ("cuModuleLoadData:2", 2),
+        ("cublasSgemm_v2:1", 3),
+        ("cublasStrsm_v2:1", 3),
+        ("cusolverDnSpotrf:1", 2),
+    ];
+    for (call, status) in NO_ROOM {
+        let ran = dry(prune, &format!("{call}:{status}")).well();
+        assert!(ran.errors().contains("failed on demand"), "{call} was not called");
+        assert_eq!(ran.calls("cuMemPoolTrimTo"), 1, "{call}");
+    }
+    let refused = "cuModuleLoadData:1:200"; // CUDA_ERROR_INVALID_IMAGE
+    assert_eq!(dry(prune, "none:1").well().calls("nvrtcCompileProgram"), 0);
+    assert_eq!(dry(prune, refused).well().calls("nvrtcCompileProgram"), 1);
+}
+
+/// A status that no list knows is an error like others.
+pub fn an_unknown_status_is_an_error() {
+    for call in ["cuLaunchKernel:1", "cublasSgemm_v2:1", "cusolverDnSpotrf:1", "nvrtcCompileProgram:1"] {
+        let ran = dry(prune, &format!("{call}:4242"));
+        assert_eq!(objection(&ran), None);
+        assert_ne!(ran.output.status.code(), Some(0), "{call}");
     }
 }
