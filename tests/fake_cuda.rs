@@ -3,6 +3,8 @@
 mod common;
 #[path = "fake_cuda/failures.rs"]
 mod failures;
+#[path = "fake_cuda/faults.rs"]
+mod faults;
 #[path = "fake_cuda/stand_in.rs"]
 mod stand_in;
 
@@ -27,6 +29,7 @@ fn main() {
         trial("failures::a_second_try_mends", failures::a_second_try_mends),
         trial("failures::an_unknown_status_is_an_error", failures::an_unknown_status_is_an_error),
         trial("a_type_is_chosen_for_the_inputs", a_type_is_chosen_for_the_inputs),
+        trial("faults::each_planted_fault_is_found", faults::each_planted_fault_is_found),
         trial("failures::a_broken_device_is_left_alone", failures::a_broken_device_is_left_alone),
     ];
     let published = read_json(&fixture("nano-llama/upstream.json"));

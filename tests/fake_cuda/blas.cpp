@@ -1,5 +1,5 @@
 // libcublas and libcusolver: the CPU's BLAS and LAPACK behind NVIDIA's conventions. Matrices are column-major.
-#include "core.h"
+#include "plant.h"
 
 #include <algorithm>
 #include <cblas.h>
@@ -175,6 +175,7 @@ EXPORT int cublasCreate_v2(void **handle) {
     });
 }
 EXPORT int cublasDestroy_v2(void *handle) {
+    if (planted("cublasDestroy_v2", {ARGUMENT(handle)})) return SUCCESS;
     State &s = state();
     bool known = s.live_blas.count(handle);
     int status = blas_call("cublasDestroy_v2", [&] { synchronise(stream_of(blas_of(handle).stream)); });
@@ -186,6 +187,7 @@ EXPORT int cublasDestroy_v2(void *handle) {
     return status;
 }
 EXPORT int cublasSetStream_v2(void *handle, void *stream) {
+    if (planted("cublasSetStream_v2", {ARGUMENT(stream)})) return SUCCESS;
     return blas_call("cublasSetStream_v2", [&] {
         stream_of(stream);
         blas_of(handle).stream = stream;
@@ -199,6 +201,9 @@ EXPORT int cublasSetPointerMode_v2(void *handle, int mode) {
 }
 EXPORT int cublasSgemm_v2(void *handle, int op_a, int op_b, int m, int n, int k, const float *alpha, Address a, int lda, Address b,
                           int ldb, const float *beta, Address c, int ldc) {
+    if (planted("cublasSgemm_v2", {ARGUMENT(op_a), ARGUMENT(op_b), ARGUMENT(m), ARGUMENT(n), ARGUMENT(k), ARGUMENT(alpha), ARGUMENT(a),
+                                   ARGUMENT(lda), ARGUMENT(b), ARGUMENT(ldb), ARGUMENT(beta), ARGUMENT(c), ARGUMENT(ldc)}))
+        return SUCCESS;
     return blas_call("cublasSgemm_v2", [&] {
         product("cublasSgemm", handle, op_a, op_b, m, n, k, alpha, {"A", a, 0, 0, lda}, {"B", b, 0, 0, ldb}, beta,
                 {"C", c, 0, 0, ldc});
@@ -218,6 +223,9 @@ EXPORT int cublasGemmEx(void *handle, int op_a, int op_b, int m, int n, int k, c
 // B (m x n) <- alpha op(A)^-1 B, or alpha B op(A)^-1
 EXPORT int cublasStrsm_v2(void *handle, int side, int uplo, int op, int diagonal, int m, int n, const float *alpha, Address a, int lda,
                           Address b, int ldb) {
+    if (planted("cublasStrsm_v2", {ARGUMENT(side), ARGUMENT(uplo), ARGUMENT(op), ARGUMENT(diagonal), ARGUMENT(m), ARGUMENT(n),
+                                   ARGUMENT(a), ARGUMENT(lda), ARGUMENT(b), ARGUMENT(ldb)}))
+        return SUCCESS;
     return blas_call("cublasStrsm_v2", [&] {
         Blas &blas = blas_of(handle);
         auto transposed = transposition(op);
@@ -251,6 +259,7 @@ EXPORT int cusolverDnCreate(void **handle) {
     });
 }
 EXPORT int cusolverDnDestroy(void *handle) {
+    if (planted("cusolverDnDestroy", {ARGUMENT(handle)})) return SUCCESS;
     State &s = state();
     bool known = s.live_solvers.count(handle);
     int status = solver_call("cusolverDnDestroy", [&] { synchronise(stream_of(solver_of(handle).stream)); });
@@ -262,6 +271,7 @@ EXPORT int cusolverDnDestroy(void *handle) {
     return status;
 }
 EXPORT int cusolverDnSetStream(void *handle, void *stream) {
+    if (planted("cusolverDnSetStream", {ARGUMENT(stream)})) return SUCCESS;
     return solver_call("cusolverDnSetStream", [&] {
         stream_of(stream);
         solver_of(handle).stream = stream;
@@ -289,6 +299,9 @@ EXPORT int cusolverDnSpotrf_bufferSize(void *handle, int uplo, int n, Address a,
 }
 // A = R^T R or L L^T, in its triangle; *info is LAPACK's.
 EXPORT int cusolverDnSpotrf(void *handle, int uplo, int n, Address a, int lda, Address work, int size, Address info) {
+    if (planted("cusolverDnSpotrf", {ARGUMENT(uplo), ARGUMENT(n), ARGUMENT(a), ARGUMENT(lda), ARGUMENT(work), ARGUMENT(size),
+                                     ARGUMENT(info)}))
+        return SUCCESS;
     return solver_call("cusolverDnSpotrf", [&] {
         Solver &solver = solver_of(handle);
         Matrix matrix = checked(uplo, n, a, lda);

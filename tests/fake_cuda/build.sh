@@ -24,7 +24,7 @@ $compiler $common $runtime -c -o "$directory/runtime.o" "$emulator/runtime.cpp"
 
 $compiler -std=c++17 -O2 -g -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -Wl,-z,nodelete -Wl,-soname,libfake_cuda.so \
     -DKERNEL_FLAGS="\"$common $watched\"" -DFAKE_CUDA_BUILD=$((16#${sum:0:6})) \
-    $(pkg-config --cflags openblas) -o "$directory/libfake_cuda.so" "$here"/{core,driver,module,nvrtc,blas}.cpp \
+    $(pkg-config --cflags openblas) -o "$directory/libfake_cuda.so" "$here"/{core,plant,driver,module,nvrtc,blas}.cpp \
     $(pkg-config --libs openblas) -ldl
 # A program looks each function up in the library of its name, and so in what that library needs.
 for library in cuda nvrtc cublas cusolver; do

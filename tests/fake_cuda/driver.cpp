@@ -1,6 +1,7 @@
 // libcuda: the functions of CUDA's driver that this project calls, on the device of core.cpp.
 #include "core.h"
 #include "module.h"
+#include "plant.h"
 
 #include <algorithm>
 #include <cstring>
@@ -94,6 +95,7 @@ EXPORT int cuDeviceGetCount(int *count) {
     return driver_call("cuDeviceGetCount", Needs::initialised, [&] { out(count) = 1; });
 }
 EXPORT int cuDeviceGet(int *device, int ordinal) {
+    if (planted("cuDeviceGet", {ARGUMENT(ordinal)})) return SUCCESS;
     return driver_call("cuDeviceGet", Needs::initialised, [&] {
         check_device(ordinal);
         out(device) = DEVICE;
@@ -134,6 +136,7 @@ EXPORT int cuDevicePrimaryCtxRetain(void **context, int device) {
     });
 }
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
+    if (planted("cuDevicePrimaryCtxRelease_v2", {ARGUMENT(device)})) return SUCCESS;
     State &s = state();
     unsigned users = s.context_users;
     int status = driver_call("cuDevicePrimaryCtxRelease_v2", Needs::initialised, [&] {
@@ -150,6 +153,7 @@ EXPORT int cuCtxGetCurrent(void **context) {
     return driver_call("cuCtxGetCurrent", Needs::initialised, [&] { out(context) = current(); });
 }
 EXPORT int cuCtxSetCurrent(void *context) {
+    if (planted("cuCtxSetCurrent", {ARGUMENT(context)})) return SUCCESS;
     return driver_call("cuCtxSetCurrent", Needs::initialised, [&] {
         if (context && (context != primary_context() || state().context_users == 0))
             fail(INVALID_CONTEXT, "the context does not exist");
@@ -170,6 +174,7 @@ EXPORT int cuStreamCreate(void **stream, unsigned) {
     });
 }
 EXPORT int cuStreamDestroy_v2(void *handle) {
+    if (planted("cuStreamDestroy_v2", {ARGUMENT(handle)})) return SUCCESS;
     bool known = state().live_streams.count((Stream *)handle);
     Stream *stream = (Stream *)handle;
     int status = driver_call("cuStreamDestroy_v2", Needs::context, [&] {
@@ -179,6 +184,7 @@ EXPORT int cuStreamDestroy_v2(void *handle) {
     return status;
 }
 EXPORT int cuStreamSynchronize(void *stream) {
+    if (planted("cuStreamSynchronize", {ARGUMENT(stream)})) return SUCCESS;
     return driver_call("cuStreamSynchronize", Needs::context, [&] { synchronise(stream_of(stream)); });
 }
 
@@ -197,6 +203,7 @@ EXPORT int cuEventCreate(void **event, unsigned flags) {
     });
 }
 EXPORT int cuEventDestroy_v2(void *handle) {
+    if (planted("cuEventDestroy_v2", {ARGUMENT(handle)})) return SUCCESS;
     bool known = state().live_events.count((Event *)handle);
     int status = driver_call("cuEventDestroy_v2", Needs::context, [&] { event_of(handle); });
     if (known) {
@@ -205,12 +212,13 @@ EXPORT int cuEventDestroy_v2(void *handle) {
     }
     return status;
 }
-EXPORT int cuEventRecord(void *handle, void *stream_handle) {
+EXPORT int cuEventRecord(void *handle, void *stream) {
+    if (planted("cuEventRecord", {ARGUMENT(handle), ARGUMENT(stream)})) return SUCCESS;
     return driver_call("cuEventRecord", Needs::context, [&] {
-        Stream &stream = stream_of(stream_handle);
-        auto record = std::make_shared<Record>(Record{&stream, stream.given + 1, {}});
+        Stream &on = stream_of(stream);
+        auto record = std::make_shared<Record>(Record{&on, on.given + 1, {}});
         event_of(handle).record = record;
-        enqueue(stream, "cuEventRecord", [record](Stream &on) {
+        enqueue(on, "cuEventRecord", [record](Stream &on) {
             record->known = on.known;
             record->seconds = now();
         });
@@ -227,6 +235,7 @@ EXPORT int cuStreamWaitEvent(void *stream, void *handle, unsigned) {
     });
 }
 EXPORT int cuEventSynchronize(void *handle) {
+    if (planted("cuEventSynchronize", {ARGUMENT(handle)})) return SUCCESS;
     return driver_call("cuEventSynchronize", Needs::context, [&] {
         State &s = state();
         if (auto record = event_of(handle).record) {
@@ -261,12 +270,15 @@ EXPORT int cuEventElapsedTime(float *milliseconds, void *begin, void *end) {
 // --- memory
 
 EXPORT int cuMemAllocAsync(Address *address, size_t bytes, void *stream) {
+    if (planted("cuMemAllocAsync", {ARGUMENT(bytes), ARGUMENT(stream)})) return SUCCESS;
     return call("cuMemAllocAsync", Needs::context, OUT_OF_MEMORY, 0, [&] {
         if (bytes >> 45) fail(INVALID_VALUE, "%zu bytes are more than there are addresses", bytes);
         out(address) = allocate(stream_of(stream), bytes);
     });
 }
 EXPORT int cuMemFreeAsync(Address address, void *stream) {
+    if (planted("cuMemFreeAsync", {ARGUMENT(address), ARGUMENT(stream)})) return SUCCESS;
+    if (freed_early(address)) return SUCCESS;
     bool known = state().memory.count(address);
     int status = driver_call("cuMemFreeAsync", Needs::context, [&] { release(stream_of(stream), address); });
     if (known && status) state().given_back.insert(address); // the host has done its part
@@ -282,6 +294,7 @@ EXPORT int cuMemHostAlloc(void **host, size_t bytes, unsigned) {
     });
 }
 EXPORT int cuMemFreeHost(void *host) {
+    if (planted("cuMemFreeHost", {ARGUMENT(host)})) return SUCCESS;
     bool known = state().pinned.count((uintptr_t)host);
     size_t bytes = known ? state().pinned[(uintptr_t)host].first : 0;
     int status = driver_call("cuMemFreeHost", Needs::context, [&] {
@@ -295,9 +308,11 @@ EXPORT int cuMemFreeHost(void *host) {
     return status;
 }
 EXPORT int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *stream) {
+    if (planted("cuMemcpyHtoDAsync_v2", {ARGUMENT(to), ARGUMENT(from), ARGUMENT(bytes), ARGUMENT(stream)}, stream)) return SUCCESS;
     return driver_call("cuMemcpyHtoDAsync_v2", Needs::context, [&] { upload(to, from, bytes, stream_of(stream)); });
 }
 EXPORT int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *stream) {
+    if (planted("cuMemcpyDtoHAsync_v2", {ARGUMENT(to), ARGUMENT(from), ARGUMENT(bytes), ARGUMENT(stream)}, stream)) return SUCCESS;
     return driver_call("cuMemcpyDtoHAsync_v2", Needs::context, [&] { download(to, from, bytes, stream_of(stream)); });
 }
 EXPORT int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *stream) {
@@ -312,6 +327,7 @@ EXPORT int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *st
     });
 }
 EXPORT int cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void *stream) {
+    if (planted("cuMemsetD8Async", {ARGUMENT(to), ARGUMENT(value), ARGUMENT(bytes), ARGUMENT(stream)})) return SUCCESS;
     return driver_call("cuMemsetD8Async", Needs::context, [&] {
         state().bill.set += bytes;
         enqueue(stream_of(stream), "cuMemsetD8Async", [=](Stream &on) {
@@ -373,6 +389,7 @@ EXPORT int cuModuleLoadData(void **handle, const void *image) {
     });
 }
 EXPORT int cuModuleUnload(void *handle) {
+    if (planted("cuModuleUnload", {ARGUMENT(handle)})) return SUCCESS;
     State &s = state();
     bool known = s.live_modules.count(handle);
     int status = driver_call("cuModuleUnload", Needs::context, [&] {
@@ -414,6 +431,7 @@ EXPORT int cuFuncSetAttribute(void *handle, int attribute, int value) {
 }
 EXPORT int cuLaunchKernel(void *handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                           unsigned block_z, unsigned shared, void *stream, void **parameters, void **extra) {
+    if (planted("cuLaunchKernel", {ARGUMENT(stream)})) return SUCCESS;
     return driver_call("cuLaunchKernel", Needs::context, [&] {
         if (!state().live_functions.count(handle)) fail(INVALID_HANDLE, "the function does not exist");
         Dimensions grid = {grid_x, grid_y, grid_z}, block = {block_x, block_y, block_z};
@@ -424,7 +442,7 @@ EXPORT int cuLaunchKernel(void *handle, unsigned grid_x, unsigned grid_y, unsign
         if (grid_x > 0x7fffffff || grid_y > 65535 || grid_z > 65535)
             fail(INVALID_VALUE, "a grid of %u x %u x %u blocks", grid_x, grid_y, grid_z);
         if (shared || extra || !parameters) fail(INVALID_VALUE, "dynamic shared memory, or parameters in a buffer");
-        launch(*(Function *)handle, grid, block, parameters, stream_of(stream));
+        launch(*(Function *)handle, grid, block, parameters, stream);
     });
 }
 

@@ -1,5 +1,6 @@
 // Modules and launches: what tests/emulator/mod.rs does for the trait Device, for a driver.
 #include "module.h"
+#include "plant.h"
 
 #include <algorithm>
 #include <cstring>
@@ -155,16 +156,20 @@ void run(const Function &function, Dimensions grid, Dimensions block, const std:
 
 } // namespace
 
-void launch(const Function &function, Dimensions grid, Dimensions block, void **parameters, Stream &stream) {
+void launch(const Function &function, Dimensions grid, Dimensions block, void **parameters, void *stream) {
     // Every argument in 8 bytes; the kernel's own types say how many of them count.
     std::vector<uint64_t> values;
+    for (size_t i = 0; i < function.parameters.size(); i++) {
+        if (!parameters[i]) fail(INVALID_VALUE, "argument %zu of %s is missing", i, function.name.c_str());
+        memcpy(&values.emplace_back(0), parameters[i], size_of(function.parameters[i]));
+    }
+    std::vector<Argument> arguments = {{"grid.x", &grid.x, 4}, {"grid.y", &grid.y, 4}, {"block.x", &block.x, 4}, ARGUMENT(stream)};
+    for (size_t i = 0; i < values.size(); i++) arguments.push_back({text("%zu", i), &values[i], size_of(function.parameters[i])});
+    if (planted(function.name, arguments, stream)) return;
     std::string shape = function.name + text(" grid %u,%u block %u (", grid.x, grid.y, block.x);
     for (size_t i = 0; i < function.parameters.size(); i++) {
         char kind = function.parameters[i];
-        if (!parameters[i]) fail(INVALID_VALUE, "argument %zu of %s is missing", i, function.name.c_str());
-        uint64_t value = 0;
-        memcpy(&value, parameters[i], size_of(kind));
-        values.push_back(value);
+        uint64_t value = values[i];
         float real;
         memcpy(&real, &value, 4);
         if (i) shape += ' ';
@@ -176,7 +181,7 @@ void launch(const Function &function, Dimensions grid, Dimensions block, void **
     work.count++;
     work.blocks += uint64_t(grid.x) * grid.y * grid.z;
     const Function *of = &function;
-    enqueue(stream, function.name, [=](Stream &on) { run(*of, grid, block, values, on); });
+    enqueue(stream_of(stream), function.name, [=](Stream &on) { run(*of, grid, block, values, on); });
 }
 
 } // namespace fake

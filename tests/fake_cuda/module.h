@@ -22,6 +22,6 @@ Module *load_module(const void *image);
 void unload_module(Module *module);
 Function *find_function(Module *module, const char *name);
 // Takes the parameters at once, and runs the kernel when something waits for it.
-void launch(const Function &function, Dimensions grid, Dimensions block, void **parameters, Stream &stream);
+void launch(const Function &function, Dimensions grid, Dimensions block, void **parameters, void *stream);
 
 } // namespace fake

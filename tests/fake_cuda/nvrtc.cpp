@@ -1,6 +1,7 @@
 // libnvrtc: compiles a kernel file with g++ for the emulator, as tests/emulator/mod.rs does.
 #include "core.h"
 #include "module.h"
+#include "plant.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -118,7 +119,7 @@ EXPORT int nvrtcCreateProgram(void **handle, const char *source, const char *nam
                               const char *const *) {
     return nvrtc_call("nvrtcCreateProgram", [&] {
         if (!source || headers) fail(INVALID_INPUT, "no source, or headers beside it");
-        auto *program = new Program{source, name ? name : "default_program", "", ""};
+        auto *program = new Program{planted_source(source), name ? name : "default_program", "", ""};
         state().live_programs.insert(program);
         *handle = program;
     });
