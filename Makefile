@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: kernels fake-cuda demo test check doc docs figures bench gpu install-system-packages real
+.PHONY: kernels fake-cuda gpu-on-cpu demo test check doc docs figures bench gpu install-system-packages real
 .DEFAULT_GOAL := demo
 
 demo: install-system-packages ## prune the small model by every method and compare perplexities
@@ -49,6 +49,11 @@ kernels: install-system-packages ## what a changed kernel can break, without a G
 
 fake-cuda: install-system-packages ## stand-ins for CUDA's libraries: LD_LIBRARY_PATH=target/fake-cuda target/release/duogpt prune --backend cuda ...
 	tests/fake_cuda/build.sh
+
+gpu-on-cpu: fake-cuda ## make gpu from beginning to end on those stand-ins, at small shapes; its times mean nothing
+	PATH=$(CURDIR)/target/fake-cuda:$$PATH LD_LIBRARY_PATH=$(CURDIR)/target/fake-cuda:$$LD_LIBRARY_PATH \
+	XDG_CACHE_HOME=$(CURDIR)/target/fake-cuda/cache DUOGPT_GPU_SIZES=small DUOGPT_RESULTS=$(CURDIR)/target/fake-cuda/results \
+	scripts/gpu-check.sh score
 
 gpu: install-system-packages ## on a machine with a CUDA device: every kernel against the reference there, then timed
 	scripts/gpu-check.sh

@@ -30,6 +30,7 @@ fn main() {
         trial("failures::an_unknown_status_is_an_error", failures::an_unknown_status_is_an_error),
         trial("a_type_is_chosen_for_the_inputs", a_type_is_chosen_for_the_inputs),
         trial("faults::each_planted_fault_is_found", faults::each_planted_fault_is_found),
+        trial("faults::stale_machine_code_is_found", faults::stale_machine_code_is_found),
         trial("failures::a_broken_device_is_left_alone", failures::a_broken_device_is_left_alone),
     ];
     let published = read_json(&fixture("nano-llama/upstream.json"));

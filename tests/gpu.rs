@@ -1,5 +1,6 @@
 //! The checks of the kernels on a CUDA device. Where there is none, every one is skipped by name; with
-//! `DUOGPT_REQUIRE_GPU` set (`make gpu`) that is a failure.
+//! `DUOGPT_REQUIRE_GPU` set (`make gpu`) that is a failure. With `DUOGPT_GPU_SIZES=small` shapes are as small as a device made of
+//! the CPU needs them (tests/fake_cuda).
 
 #[allow(dead_code, reason = "whole layers of many kinds are for tests/cross_backend.rs")]
 mod checks;
@@ -24,6 +25,15 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 const SIZES: [usize; 14] = [1, 2, 31, 32, 33, 127, 128, 129, 255, 256, 257, 688, 4096, 11008];
 
+fn small() -> bool {
+    std::env::var_os("DUOGPT_GPU_SIZES").is_some_and(|sizes| sizes == "small")
+}
+
+/// The first `most` of [`SIZES`].
+fn sizes(most: usize) -> &'static [usize] {
+    &SIZES[..if small() { 6 } else { most }]
+}
+
 fn main() {
     // One at a time: two of them look at the memory of the whole process.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
@@ -43,12 +53,12 @@ fn main() {
         Trial::test(format!("gpu::{name}"), check).with_ignored_flag(skip)
     };
     let trials = vec![
-        trial("activation_f32", |cuda| activations_f32(&cuda.device, &SIZES)),
+        trial("activation_f32", |cuda| activations_f32(&cuda.device, sizes(14))),
         trial("activation_bf16", |cuda| {
-            activations_agree::<bf16, _>(&cuda.device, bf16::from_f32, bf16::to_f32, &SIZES)
+            activations_agree::<bf16, _>(&cuda.device, bf16::from_f32, bf16::to_f32, sizes(14))
         }),
         trial("activation_f16", |cuda| {
-            activations_agree::<f16, _>(&cuda.device, f16::from_f32, f16::to_f32, &SIZES)
+            activations_agree::<f16, _>(&cuda.device, f16::from_f32, f16::to_f32, sizes(14))
         }),
         trial("select_f32", |cuda| select::<f32>(&cuda.device)),
         trial("select_bf16", |cuda| select::<bf16>(&cuda.device)),
@@ -56,12 +66,13 @@ fn main() {
         trial("products_f32", |cuda| products::<f32>(&cuda.device)),
         trial("products_bf16", |cuda| products::<bf16>(&cuda.device)),
         trial("products_f16", |cuda| products::<f16>(&cuda.device)),
-        trial("score", |cuda| scores_agree(&cuda.device, &SIZES[..12])),
-        trial("mask", |cuda| masks_agree(&cuda.device, &SIZES[..12])),
-        trial("panel", |cuda| panels_agree(&cuda.device, &SIZES[..10])),
-        trial("statistics", |cuda| statistics_agree(&cuda.device, &SIZES[..12])),
+        trial("score", |cuda| scores_agree(&cuda.device, sizes(12))),
+        trial("mask", |cuda| masks_agree(&cuda.device, sizes(12))),
+        trial("panel", |cuda| panels_agree(&cuda.device, sizes(10))),
+        trial("statistics", |cuda| statistics_agree(&cuda.device, sizes(12))),
         trial("statistics_of_random_numbers", |cuda| {
-            statistics_are_accurate(&cuda.device, &[(1, 33), (100, 129), (2048, 300), (20000, 1000)])
+            let shapes = [(1, 33), (100, 129), (2048, 300), (20000, 1000)];
+            statistics_are_accurate(&cuda.device, &shapes[..if small() { 2 } else { 4 }])
         }),
         trial("small_sums_are_kept", |cuda| small_sums_are_kept(&cuda.device)),
         trial("a_wide_layer", |cuda| layer_agrees(cuda, &wide())),
@@ -74,18 +85,18 @@ fn main() {
 
 fn select<T: Element + PartialEq + Debug>(gpu: &Gpu) -> Result<(), String> {
     selections_of_what_is_no_number::<T, _>(gpu)?;
-    selections_agree::<T, _>(gpu, &[&SIZES[..], &[14336, 32768]].concat())
+    selections_agree::<T, _>(gpu, &[sizes(14), &[14336, 32768]].concat())
 }
 
 /// All small sizes, and every shape of LLaMA-2-7B and 13B and LLaMA-3-8B, q, k, v and gate, up as one, with sparsities in turn.
 fn products<T: Element + Debug>(gpu: &Gpu) -> Result<(), String> {
     empty_products_agree::<T, _>(gpu)?;
-    products_agree::<T, _>(gpu, &product_cases(&SIZES[..12]))?;
+    products_agree::<T, _>(gpu, &product_cases(sizes(12)))?;
     let shapes = LLAMA_SHAPES.iter().enumerate();
     let cases: Vec<_> = shapes
         .map(|(i, &(n, k))| spmspv::Case {
-            n,
-            k,
+            n: n / if small() { 64 } else { 1 },
+            k: k / if small() { 64 } else { 1 },
             weight_sparsity: SPARSITIES[(i + 2) % 5],
             sparsity: SPARSITIES[(2 * i + 2) % 5],
         })
@@ -110,7 +121,8 @@ const LLAMA_SHAPES: [(usize, usize); 12] = [
 ];
 
 fn wide() -> Case {
-    Case { n: 512, k: 2048, config: PruneConfig::default(), residual: true, dead: &[7], inputs: Inputs::Bf16 }
+    let (n, k) = if small() { (24, 160) } else { (512, 2048) };
+    Case { n, k, config: PruneConfig::default(), residual: true, dead: &[7], inputs: Inputs::Bf16 }
 }
 
 fn the_same_bits_again(cuda: &Cuda<Gpu>) -> Result<(), String> {
@@ -121,14 +133,8 @@ fn the_same_bits_again(cuda: &Cuda<Gpu>) -> Result<(), String> {
 }
 
 fn no_memory_left_behind(cuda: &Cuda<Gpu>) -> Result<(), String> {
-    let case = Case {
-        n: 256,
-        k: 256,
-        config: PruneConfig::default(),
-        residual: true,
-        dead: &[],
-        inputs: Inputs::Bf16,
-    };
+    let (n, k) = if small() { (8, 32) } else { (256, 256) };
+    let case = Case { n, k, config: PruneConfig::default(), residual: true, dead: &[], inputs: Inputs::Bf16 };
     let prune = || run::<f32, _>(cuda, &case, None, None).map(drop).map_err(|error| error.to_string());
     let memory = || cuda.device.memory().map_err(|error| error.to_string());
     // What is loaded and kept for later at the first use is no leak.

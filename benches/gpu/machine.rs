@@ -32,32 +32,30 @@ fn median(gpu: &Gpu, mut work: impl FnMut() -> Result<(), String>) -> Result<f64
     Ok(crate::suite::Timing::of(samples).seconds)
 }
 
-/// Measures the rates of this device.
-pub fn rates(gpu: &Gpu) -> Result<Rates, String> {
-    const BYTES: usize = 1 << 30;
-    const SIDE: usize = 8192;
+/// Measures the rates of this device: of a copy of so many bytes, and of a product of square matrices of this side.
+pub fn rates(gpu: &Gpu, bytes: usize, side: usize) -> Result<Rates, String> {
     let copy = {
-        let from = gpu.alloc(BYTES).map_err(text)?;
-        let mut to = gpu.alloc(BYTES).map_err(text)?;
+        let from = gpu.alloc(bytes).map_err(text)?;
+        let mut to = gpu.alloc(bytes).map_err(text)?;
         median(gpu, || gpu.copy(&from, &mut to).map_err(text))?
     };
 
-    let numbers = values(1, SIDE, SIDE);
+    let numbers = values(1, side, side);
     let singles: Vec<f32> = numbers.iter().copied().collect();
     let halves: Vec<bf16> = numbers.iter().map(|&x| bf16::from_f32(x)).collect();
     let singles = Buffer::from_host(gpu, &singles).map_err(text)?;
     let halves = Buffer::from_host(gpu, &halves).map_err(text)?;
-    let product = Buffer::<f32, Gpu>::new(gpu, SIDE * SIDE).map_err(text)?;
+    let product = Buffer::<f32, Gpu>::new(gpu, side * side).map_err(text)?;
     let multiply = |a: u64, bf16: bool| {
-        let operand = |address, transposed| Operand { address, leading: SIDE, transposed };
+        let operand = |address, transposed| Operand { address, leading: side, transposed };
         let c = operand(product.address(gpu, 0), false);
-        gpu.product((SIDE, SIDE, SIDE), operand(a, true), operand(a, false), c, bf16).map_err(text)
+        gpu.product((side, side, side), operand(a, true), operand(a, false), c, bf16).map_err(text)
     };
     let bf16 = median(gpu, || multiply(halves.address(gpu, 0), true))?;
     let f32 = median(gpu, || multiply(singles.address(gpu, 0), false))?;
-    let operations = 2.0 * (SIDE as f64).powi(3);
+    let operations = 2.0 * (side as f64).powi(3);
     Ok(Rates {
-        copy_bytes_per_second: 2.0 * BYTES as f64 / copy,
+        copy_bytes_per_second: 2.0 * bytes as f64 / copy,
         bf16_operations_per_second: operations / bf16,
         f32_operations_per_second: operations / f32,
     })

@@ -2,6 +2,7 @@
 //! cache, as a percentage of rates measured in the same run, beside its baselines. `cargo bench --bench gpu -- panel` times
 //! those whose name contains `panel`. Without a device it says so and ends.
 //!
+//! `DUOGPT_GPU_SIZES=small`: one small layer, for a device made of the CPU (tests/fake_cuda).
 //! `DUOGPT_BENCH_RESULTS`: a file for the results as JSON; the table goes beside it, as `.md`.
 //! `DUOGPT_ENVIRONMENT`: a text about the machine, to go into it.
 //! `DUOGPT_PEER_RESULTS`: what `benches/peer/peer.py` wrote in the same session, for the ratios.
@@ -43,7 +44,9 @@ fn run() -> Result<ExitCode, String> {
     let timed = std::env::args().any(|argument| argument == "--bench");
     let filters = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let peer = std::env::var_os("DUOGPT_PEER_RESULTS").map(|path| read_peer(path.as_ref())).transpose()?;
-    let rates = machine::rates(&gpu)?;
+    let small = std::env::var_os("DUOGPT_GPU_SIZES").is_some_and(|sizes| sizes == "small");
+    let rates =
+        if small { machine::rates(&gpu, 1 << 20, 128)? } else { machine::rates(&gpu, 1 << 30, 8192)? };
     println!(
         "measured: copy {:.0} GB/s, bf16 product {:.1} TFLOP/s, f32 product {:.1} TFLOP/s",
         1e-9 * rates.copy_bytes_per_second,
@@ -53,7 +56,9 @@ fn run() -> Result<ExitCode, String> {
     let criterion = Criterion::default().without_plots().nresamples(1000).configure_from_args();
     let pace = if timed { Pace::Timed(Box::new(criterion), rates) } else { Pace::Once };
     let times = peer.as_ref().map(|(times, _)| times.clone()).unwrap_or_default();
-    let mut suite = Suite::new(&gpu, layers(), 2048, pace).only(filters).against(times);
+    let (layers, tokens) =
+        if small { (vec![Shape { name: "small", n: 48, k: 160 }], 20) } else { (layers(), 2048) };
+    let mut suite = Suite::new(&gpu, layers, tokens, pace).only(filters).against(times);
     suite::all(&mut suite);
 
     println!("\n{}", suite.table());

@@ -65,7 +65,11 @@ const FAULTS: &[(Run, &str, &str)] = &[
     (Case, "cuMemsetD8Async:1:bytes-4", "the score has a value that is not finite"),
     (Case, "cuMemcpyHtoDAsync_v2:1:skip", "the score has a value that is not finite"),
     (Case, "cuMemcpyHtoDAsync_v2:1:bytes-4", "the score has a value that is not finite"),
-    (Case, "cuMemcpyHtoDAsync_v2:1:to+4", "the target of a copy needs bytes 4 to 6404 of an allocation of 6400"),
+    (
+        Case,
+        "cuMemcpyHtoDAsync_v2:1:to+4",
+        "the target of a copy needs bytes 4 to 6404 of an allocation of 6400",
+    ),
     (Case, "cuMemcpyDtoHAsync_v2:1:bytes-4", "first failing stage: statistics, stats.hessian"),
     (Case, "permute_both:1:1!", "was freed before"),
     (Decode, "skip_f16:9:2!", "was freed before"),
@@ -145,4 +149,17 @@ pub fn each_planted_fault_is_found() {
         }
     }
     assert!(unnoticed.is_empty(), "{} of {}:\n{}", unnoticed.len(), FAULTS.len(), unnoticed.join("\n"));
+}
+
+/// Machine code of another source, kept under the name of today's: nothing but a comparison can tell.
+pub fn stale_machine_code_is_found() {
+    let cache = tempfile::tempdir().unwrap();
+    let kept = ("XDG_CACHE_HOME", cache.path().to_str().unwrap());
+    let older = ("FAKE_CUDA_PLANT", "source:0:square * scale[column]=>square * scale[0]");
+    for settings in [&[kept, older][..], &[kept]] {
+        let ran = run(Case, settings);
+        assert_eq!(ran.output.status.code(), Some(1));
+        assert!(said(&ran).contains("first failing stage: score, trace.score"), "{}", said(&ran));
+    }
+    assert_eq!(run(Case, &[kept]).calls("nvrtcCompileProgram"), 0);
 }
