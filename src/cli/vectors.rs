@@ -13,7 +13,7 @@ use crate::verify::vectors::case::{
 };
 use crate::verify::vectors::lint::{lint_case, lint_negative};
 use crate::verify::vectors::make::{NewCase, write_case};
-use crate::verify::vectors::{Case, case_folders};
+use crate::verify::vectors::{Case, CaseError, case_folders};
 
 /// Test vectors: make new ones, or check a folder of them.
 #[derive(Subcommand)]
@@ -104,10 +104,10 @@ pub struct CheckArgs {
     folder: PathBuf,
 }
 
-/// Makes or checks. Exit code 1 when a case breaks a rule of the schema.
+/// Makes or checks. Exit code 1 when a case breaks a rule of the schema, 2 when one cannot be used at all.
 ///
 /// # Errors
-/// Settings that make no sense; a folder that holds no case, or one that cannot be read.
+/// Settings that make no sense; a folder that holds no case.
 pub fn run(command: &VectorsCommand) -> Result<ExitCode, CliError> {
     match command {
         VectorsCommand::Make(args) => make(args),
@@ -195,19 +195,30 @@ fn check(args: &CheckArgs) -> Result<ExitCode, CliError> {
         return Err(format!("{}: no cases (folders with a case.json)", args.folder.display()).into());
     }
     let mut names = Vec::new();
-    let mut wrong = 0;
-    let mut say = |folder: &PathBuf, found: Vec<String>| {
-        wrong += found.len();
-        found.iter().for_each(|detail| println!("{}: {detail}", folder.join("case.json").display()));
+    let (mut wrong, mut unusable) = (0, 0);
+    let mut say = |folder: &PathBuf, found: Result<Vec<String>, CaseError>| match found {
+        Ok(found) => {
+            wrong += found.len();
+            found.iter().for_each(|detail| println!("{}: {detail}", folder.join("case.json").display()));
+        }
+        Err(error) => {
+            unusable += 1;
+            eprintln!("error: {error}");
+        }
     };
     for folder in &cases {
-        let case = Case::load(folder)?;
-        say(folder, lint_case(&case)?);
-        names.push(case.name());
+        let case = Case::load(folder);
+        names.extend(case.as_ref().ok().map(Case::name));
+        say(folder, case.and_then(|case| lint_case(&case)));
     }
     for folder in &negatives {
-        say(folder, lint_negative(folder, &names)?);
+        say(folder, lint_negative(folder, &names));
     }
-    println!("{} cases, {} wrong results, {wrong} breaches of the schema", cases.len(), negatives.len());
-    Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let (cases, negatives) = (cases.len(), negatives.len());
+    println!("{cases} cases, {negatives} wrong results, {wrong} breaches of the schema, {unusable} unusable");
+    Ok(match (unusable, wrong) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) => ExitCode::from(1),
+        _ => ExitCode::from(2),
+    })
 }

@@ -23,6 +23,8 @@ pub struct Verdict {
     pub alternative: Option<String>,
     /// Tensors of stages that were not shown.
     pub not_shown: Vec<String>,
+    /// Whether all that was shown is zero or repeats an input: what a port that does nothing shows too.
+    pub trivial: bool,
     /// The largest relative difference among the steps before the failure.
     pub worst: f64,
     /// Steps that passed before the failure.
@@ -41,7 +43,27 @@ pub fn judge(case: &Case, results: &CaseTensors, tolerance: Option<f64>) -> Verd
             best = other;
         }
     }
+    best.trivial = is_trivial(case, results);
     best
+}
+
+/// Whether every tensor that is shown is zero, or repeats an input (rounded to the type of the result).
+fn is_trivial(case: &Case, results: &CaseTensors) -> bool {
+    let entries = case.document.tensors.iter().filter(|(_, entry)| entry.role == TensorRole::Input);
+    let inputs: Vec<&CaseTensor> = entries.filter_map(|(name, _)| case.tensors.get(name)).collect();
+    let repeats = |found: &CaseTensor, input: &CaseTensor| {
+        let rounded = input.values.iter().map(|&x| match found.contents {
+            Contents::Reals(precision) => precision.round(x),
+            Contents::Flags | Contents::Integers => x,
+        });
+        let times = found.values.len().checked_div(input.values.len()).unwrap_or(0);
+        times * input.values.len() == found.values.len()
+            && found.values.iter().copied().eq(rounded.cycle().take(found.values.len()))
+    };
+    let stages = case.document.stages.iter().flat_map(|stage| &stage.tensors);
+    stages.filter_map(|name| results.get(name)).all(|found| {
+        found.values.iter().all(|x| *x == 0.0) || inputs.iter().any(|input| repeats(found, input))
+    })
 }
 
 /// One comparison.
@@ -106,6 +128,7 @@ fn judge_one(case: &Case, alternative: Option<&str>, results: &CaseTensors, tole
         failure: None,
         alternative: alternative.map(String::from),
         not_shown: shown().filter(|name| !results.contains_key(*name)).cloned().collect(),
+        trivial: false,
         worst: 0.0,
         steps: 0,
         stages: (case.document.stages.iter())
