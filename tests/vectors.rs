@@ -378,12 +378,12 @@ fn fresh_cases_fit_the_schema_and_both_implementations() {
         assert!(outcome.status.success(), "{id}: {}", String::from_utf8_lossy(&outcome.stderr));
     };
     make("plain", &["sparsegpt", "--seed", "1", "--block-size", "16"]);
-    make("joint", &["sparsegpt", "--seed", "2", "--bits", "4", "--asymmetric"]);
+    make("joint", &["sparsegpt", "--seed", "2", "--bits", "4", "--symmetric=false"]);
     make("ordered", &["duogpt", "--seed", "3", "--column-order", "hessian-drift", "--block-size", "16"]);
     make("groups", &["duogpt", "--seed", "4", "--weight-sparsity", "2:4"]);
     make("dealt", &["duogpt", "--seed", "5", "--column-order", "interleaved", "--block-size", "16"]);
     make("row", &["wanda", "--seed", "6"]);
-    make("share", &["wanda", "--seed", "7", "--cumulative"]);
+    make("share", &["wanda", "--seed", "7", "--variant", "cumulative"]);
     make("layer", &["magnitude", "--seed", "8"]);
     make("grids", &["gptq", "--seed", "9", "--group-size", "8", "--block-size", "16", "--mse"]);
     make(
@@ -392,20 +392,101 @@ fn fresh_cases_fit_the_schema_and_both_implementations() {
     );
     make("tokens", &["activation", "--seed", "11"]);
     make("histogram", &["teal", "--seed", "12"]);
+    make(
+        "bins",
+        &["teal", "--seed", "13", "--bins", "50", "--outlier-threshold", "0.05", "--apply-prefill=false"],
+    );
+    make("several", &["teal", "--seed", "14", "--activation-sparsity", "0.3,0.6"]);
+    make("preserved", &["sparsegpt", "--seed", "15", "--preserve-mask", "--block-size", "16"]);
+    make("preserved-groups", &["sparsegpt", "--seed", "16", "--preserve-mask", "--weight-sparsity", "2:4"]);
+    make("narrow", &["sparsegpt", "--seed", "17", "--weight-sparsity", "2:4", "--block-size", "10"]);
+    make(
+        "narrow-dense",
+        &[
+            "sparsegpt",
+            "--seed",
+            "17",
+            "--weight-sparsity",
+            "2:4",
+            "--block-size",
+            "10",
+            "--skip-narrow-group",
+        ],
+    );
+    make("second", &["gptaq", "--seed", "18", "--group-member", "1", "--grid", "offset"]);
+    make("factor", &["duogpt", "--seed", "19", "--hessian-factor", "2", "--alpha", "1"]);
+    let singular = ["--singular", "--damping", "0", "--sequences", "2"];
+    make("stopped", &[&["sparsegpt", "--seed", "20"], &singular[..]].concat());
+    make(
+        "stopped-ordered",
+        &[&["gptq", "--seed", "21", "--column-order", "hessian"], &singular[..]].concat(),
+    );
+    make("fallback", &[&["sparsegpt", "--seed", "22", "--identity-fallback"], &singular[..]].concat());
     let outcome = duogpt(&["vectors", "check", vectors]);
     let said = String::from_utf8_lossy(&outcome.stdout);
-    assert!(outcome.status.success() && said.contains("12 cases"), "{said}");
+    assert!(outcome.status.success() && said.contains("23 cases"), "{said}");
     let outcome = duogpt(&["verify", "--vectors", vectors]);
     assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stdout));
     if let Some(outcome) = python(&["selftest", vectors]) {
         assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stdout));
     }
+    let output =
+        |name: &str, tensor: &str| Case::load(&folder.path().join(name)).unwrap().tensors[tensor].clone();
+    assert_eq!(output("sparsegpt/stopped", "output.error").values[(0, 0)], 1.0);
+    assert_eq!(output("gptq/stopped-ordered", "output.error").values[(0, 0)], 1.0);
+    assert_eq!(output("sparsegpt/fallback", "trace.hinv_chol").values, ndarray::Array2::<f64>::eye(40));
+    let narrow =
+        ["narrow", "narrow-dense"].map(|id| output(&format!("sparsegpt/{id}"), "output.weight").values);
+    let zeros = narrow.map(|weight| weight.iter().filter(|w| **w == 0.0).count());
+    assert_eq!(zeros, [10 * 24, 10 * 16], "two groups of four and a narrow one in each of four blocks");
     // A seed is a case, and another seed another one.
     let first = fs::read(folder.path().join("wanda/row/tensors.safetensors")).unwrap();
     make("row", &["wanda", "--seed", "6"]);
     assert_eq!(fs::read(folder.path().join("wanda/row/tensors.safetensors")).unwrap(), first);
     make("row", &["wanda", "--seed", "13"]);
     assert_ne!(fs::read(folder.path().join("wanda/row/tensors.safetensors")).unwrap(), first);
+}
+
+#[test]
+fn every_setting_of_the_schema_can_be_made_and_no_other() {
+    let schema = fs::read_to_string(root().join("case.schema.json")).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
+    let help = duogpt(&["vectors", "make", "--help"]);
+    let help = String::from_utf8_lossy(&help.stdout);
+    for name in schema["$defs"]["settings"]["properties"].as_object().unwrap().keys() {
+        // The rule of the mask follows from the others.
+        let option = format!("--{} ", name.replace('_', "-"));
+        let offered = help.contains(&option) || help.contains(&format!("{}[", option.trim()));
+        assert_eq!(offered, name != "mask_rule", "{option}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let fixed = ["vectors", "make", "--output", text(folder.path()), "--seed", "1", "--shape", "8x16"];
+    for (more, why) in [
+        (&["--algorithm", "wanda", "--bits", "4"][..], "`bits` is no setting of wanda"),
+        (&["--algorithm", "gptq", "--preserve-mask"], "`preserve_mask` is no setting of gptq"),
+        (&["--algorithm", "sparsegpt", "--mse"], "`mse` is no setting of sparsegpt"),
+        (&["--algorithm", "sparsegpt", "--singular"], "--damping 0"),
+        // Fewer tokens than channels, not damped: two columns' pivots are rounding errors.
+        (
+            &["--algorithm", "sparsegpt", "--damping", "0", "--sequences", "1", "--tokens", "12"],
+            "depends on rounding",
+        ),
+        (
+            &["--algorithm", "sparsegpt", "--damping", "0", "--identity-fallback", "--tokens", "3"],
+            "depends on rounding",
+        ),
+        // So little damping that the factor is known to three digits.
+        (
+            &["--algorithm", "sparsegpt", "--damping", "1e-11", "--sequences", "1", "--tokens", "12"],
+            "differ by more than the case's tolerance",
+        ),
+    ] {
+        let outcome = duogpt(&[&fixed[..], more].concat());
+        let said = String::from_utf8_lossy(&outcome.stderr);
+        assert_eq!(outcome.status.code(), Some(2), "{more:?}: {said}");
+        assert!(said.contains(why), "{more:?}: {said}");
+    }
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "nothing is written of a refused case");
 }
 
 #[test]

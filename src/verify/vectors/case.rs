@@ -134,7 +134,7 @@ pub struct CaseSettings {
 }
 
 /// Which codes a grid has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum GridKind {
     /// GPTQ's.
@@ -155,7 +155,7 @@ pub enum OrderKind {
 }
 
 /// Variants of Wanda.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum WandaVariant {
     /// Each row by its share of the scores.
