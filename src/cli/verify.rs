@@ -12,8 +12,8 @@ use crate::cuda::Cuda;
 use crate::linalg::Scalar;
 use crate::verify::report::{CaseStatus, FileReport, NegativeReport, Report};
 use crate::verify::vectors::{
-    Case, NegativeCase, VectorError, judge_negative, judge_results, load_all, missing_results,
-    read_case_tensors, unreadable_results, verify_case,
+    Case, NegativeCase, VectorError, judge_negative, judge_results, load_all, missing_results, read_results,
+    unreadable_results, verify_case,
 };
 
 /// Arguments of `duogpt verify`.
@@ -119,7 +119,7 @@ fn judge_port(args: &VerifyArgs, cases: &[Case], results: &Path) -> Result<Vec<F
     let mut reports = Vec::new();
     for case in cases {
         let path = results.join(format!("{}.safetensors", case.name()));
-        let report = match read_case_tensors(&path) {
+        let report = match read_results(&path) {
             _ if !path.exists() && args.allow_missing => missing_results(case, &path)?,
             _ if !path.exists() => {
                 unreadable_results(case, &path, format!("there is no {}", path.display()))?

@@ -224,6 +224,9 @@ impl Stage {
     pub fn summary(&self) -> String {
         match &self.outcome {
             Outcome::Values(v) if v.shape.0 * v.shape.1 == 0 => "empty".into(),
+            Outcome::Values(v) if v.rounding => {
+                format!("error {:>8.2e}, {} of what rounding explains", v.error, percent(v.budget_used()))
+            }
             Outcome::Values(v) => format!("error {:>8.2e} of {:>8.2e}", v.error, v.budget),
             Outcome::Decisions(d) => format!("{} of {} decisions differ", d.differing, d.of),
             Outcome::Shapes { expected, found } => format!("shape {found:?}, expected {expected:?}"),

@@ -195,6 +195,8 @@ pub enum TensorRole {
     Trace,
     /// Its result, which it must show.
     Output,
+    /// The sums of magnitudes behind another tensor: `bnd.<name>` bounds the rounding errors of `<name>`.
+    Bound,
 }
 
 /// A step of the computation.

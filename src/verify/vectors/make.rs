@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::Value;
 
+use super::bounds::{PREFIX, bound};
 use super::budgets::{Budgets, recorded_order};
 use super::case::{
     ActivationSparsity, Case, CaseDocument, CaseError, CaseSettings, CaseSparsity, CaseStage, CaseTolerance,
@@ -68,6 +69,13 @@ impl NewCase {
         let mut computed = compute::<f64, _>(&case, &Cpu, &Followed::default())?.tensors;
         computed.retain(|name, _| self.is_shown(name));
         case.tensors.append(&mut computed);
+        let bounded = ["stats.hessian", "stats.dxxt", "trace.q_matrix", "trace.p_matrix", "trace.score"];
+        for name in bounded {
+            let bound = case.tensors.get(name).and_then(|expected| bound(&case, name, expected, 0.0));
+            if let Some(bound) = bound {
+                case.tensors.insert(format!("{PREFIX}{name}"), CaseTensor::matrix(bound.sums.view()));
+            }
+        }
         self.describe(&mut case);
         check_well_posed(&case, self.singular)?;
         Ok(case)
@@ -206,10 +214,11 @@ impl NewCase {
                 Some("input") => TensorRole::Input,
                 Some("stats") => TensorRole::Statistics,
                 Some("trace") => TensorRole::Trace,
+                Some("bnd") => TensorRole::Bound,
                 _ => TensorRole::Output,
             };
             let in_loop =
-                self.settings.block_size.is_some() && role == TensorRole::Trace && name != "trace.dead";
+                self.settings.block_size.is_some() && name.contains("trace.") && name != "trace.dead";
             let entry = TensorEntry {
                 shape: tensor.shape.clone(),
                 dtype: schema_dtype(tensor.contents).into(),

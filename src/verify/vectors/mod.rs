@@ -1,5 +1,6 @@
 //! The test vectors: one linear layer per case, every intermediate result, as the original tools computed them.
 
+pub mod bounds;
 mod budgets;
 pub mod case;
 pub mod check;
@@ -18,4 +19,4 @@ pub use compute::{Computed, Followed, VectorError, compute};
 pub(super) use cuts::Cuts;
 pub use judge::{Verdict, judge};
 pub(super) use stages::{FILE, REFUSED, STAGES};
-pub use tensor::{CaseTensor, CaseTensors, read_case_tensors, write_case_tensors};
+pub use tensor::{CaseTensor, CaseTensors, read_case_tensors, read_results, write_case_tensors};
