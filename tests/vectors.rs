@@ -2,19 +2,20 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{duogpt, fixture};
 use duogpt::backend::Cpu;
-use duogpt::tensors::FloatType;
+use duogpt::tensors::{Dtype, FloatType, TensorWriter};
 use duogpt::verify::vectors::tensor::Contents;
 use duogpt::verify::vectors::{
-    Case, CaseTensor, CaseTensors, Followed, NegativeCase, case_folders, compute, judge, read_case_tensors,
-    write_case_tensors,
+    Case, CaseTensor, CaseTensors, Followed, NegativeCase, bounds, case_folders, compute, judge,
+    read_case_tensors, write_case_tensors,
 };
+use ndarray::Array2;
 use tempfile::TempDir;
 
 fn root() -> PathBuf {
@@ -275,13 +276,102 @@ fn results_in_half_precision_are_read_by_both_judges() {
             }
             computed
         });
-        let only = ["--only", "wanda/per-row-50", "--rtol"];
+        let only = ["--only", "sparsegpt/one-block", "--rtol"];
         let rtol = (2.0 * precision.unit_roundoff()).to_string();
         let verdicts = agreed(port.path(), &[&only[..], &[&rtol]].concat(), 0);
-        assert_eq!(verdicts["wanda/per-row-50"].0, "pass");
+        assert_eq!(verdicts["sparsegpt/one-block"].0, "pass");
         let verdicts = agreed(port.path(), &[&only[..], &["1e-5"]].concat(), 1);
-        assert_eq!(verdicts["wanda/per-row-50"].0, "fail");
+        assert_eq!(verdicts["sparsegpt/one-block"].0, "fail");
+        // Without a loop, rounding explains every stage.
+        let verdicts = agreed(port.path(), &["--only", "wanda/per-row-50"], 0);
+        assert_eq!(verdicts["wanda/per-row-50"].0, "pass");
     }
+}
+
+/// Writes results as f64, with the metadata `arithmetic`.
+fn write_results(path: &Path, tensors: &CaseTensors, arithmetic: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let dtype = |tensor: &CaseTensor| match tensor.contents {
+        Contents::Reals(_) => Dtype::F64,
+        Contents::Flags => Dtype::U8,
+        Contents::Integers => Dtype::I64,
+    };
+    let headers =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), dtype(tensor), tensor.shape.as_slice()));
+    let metadata = HashMap::from([("arithmetic".to_string(), arithmetic.to_string())]);
+    let writer = TensorWriter::create(path, headers, &metadata).unwrap();
+    for (name, tensor) in tensors {
+        let bytes: Vec<u8> = match tensor.contents {
+            Contents::Reals(_) => tensor.values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Contents::Flags => tensor.values.iter().map(|x| *x as u8).collect(),
+            Contents::Integers => tensor.values.iter().flat_map(|x| (*x as i64).to_le_bytes()).collect(),
+        };
+        writer.write(name, &bytes).unwrap();
+    }
+    writer.sync().unwrap();
+}
+
+#[test]
+fn both_judges_explain_the_same_differences_by_rounding() {
+    for (number, (precision, name)) in
+        [(FloatType::F32, "f32"), (FloatType::Bf16, "bf16"), (FloatType::F16, "f16")].into_iter().enumerate()
+    {
+        // Every bounded tensor of every case just within its bound, and one of them just beyond.
+        let (within, beyond) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut expected = Verdicts::new();
+        for (at, case) in cases().iter().enumerate() {
+            let stages = || {
+                case.document.stages.iter().flat_map(|stage| stage.tensors.iter().map(move |t| (stage, t)))
+            };
+            let mut shown: CaseTensors =
+                stages().map(|(_, name)| (name.clone(), case.tensors[name].clone())).collect();
+            let bounded: Vec<_> = stages()
+                .filter(|(_, name)| matches!(case.tensors[*name].contents, Contents::Reals(_)))
+                // Where all is zero, the tolerance of the case allows more.
+                .filter(|(_, name)| case.tensors[*name].values.iter().any(|x| *x != 0.0))
+                .filter_map(|(stage, name)| {
+                    let tensor = &case.tensors[name];
+                    Some((stage, name, tensor, bounds::allowed(case, name, tensor, precision)?))
+                })
+                .collect();
+            let moved = |shown: &mut CaseTensors,
+                         (_, name, tensor, allowed): &(_, &String, &CaseTensor, Array2<f64>),
+                         share: f64| {
+                // Where most is allowed, so that the tolerance of the case does not matter.
+                let most = |a: &(_, &f64), b: &(_, &f64)| a.1.total_cmp(b.1);
+                let (place, allowed) = allowed.indexed_iter().max_by(most).unwrap();
+                shown.get_mut(*name).unwrap().values[place] = tensor.values[place] + share * allowed;
+            };
+            bounded.iter().for_each(|one| moved(&mut shown, one, if at % 2 == 0 { 0.9999 } else { -0.9999 }));
+            let file = |folder: &TempDir| folder.path().join(format!("{}.safetensors", case.name()));
+            write_results(&file(&within), &shown, name);
+            if let Some(one) = bounded.get((at + number) % bounded.len().max(1)) {
+                moved(&mut shown, one, 1.0001);
+                expected.insert(case.name(), ("fail".to_string(), one.0.name.clone()));
+            }
+            write_results(&file(&beyond), &shown, name);
+        }
+        let verdicts = agreed(within.path(), &[], 0);
+        assert!(verdicts.values().all(|(status, _)| status != "fail"), "{name}: {verdicts:?}");
+        let mut found = agreed(beyond.path(), &[], 1);
+        found.retain(|_, (status, _)| status == "fail");
+        assert_eq!(found, expected, "{name}");
+        assert!(expected.len() > 100, "{}", expected.len());
+    }
+}
+
+#[test]
+fn an_arithmetic_that_is_not_known_is_named_by_both_judges() {
+    let case = Case::load(&root().join("sparsegpt/nm-2-4")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sparsegpt/nm-2-4.safetensors");
+    let shown = CaseTensors::from([("output.weight".into(), case.tensors["output.weight"].clone())]);
+    write_results(&path, &shown, "int8");
+    let only = ["--only", "sparsegpt/nm-2-4", "--allow-missing"];
+    let verdicts = agreed(folder.path(), &only, 1);
+    assert_eq!(verdicts["sparsegpt/nm-2-4"], ("fail".into(), "file".into()));
+    let said = judged(&root(), folder.path(), &only);
+    assert!(String::from_utf8_lossy(&said.stdout).contains("metadata `arithmetic` is `int8`"));
 }
 
 #[test]
@@ -304,7 +394,8 @@ fn results_in_other_types_are_read_and_missing_ones_named() {
         "{said}"
     );
     let (code, said) = run(&["--allow-missing"]);
-    assert!(code == Some(1) && said.contains("first failing stage: statistics"), "{said}");
+    assert!(code == Some(1) && said.contains("first failing stage: output"), "{said}");
+    assert!(said.contains("stats.hessian") && said.contains("% of what rounding explains"), "{said}");
     let (code, said) = run(&["--rtol", "1e-4"]);
     let missing = "FAIL  sparsegpt/nm-2-4-ties\n  first failing stage: file: there is no ";
     assert!(code == Some(1) && said.contains(missing), "{said}");
@@ -439,6 +530,19 @@ fn fresh_cases_fit_the_schema_and_both_implementations() {
         ["narrow", "narrow-dense"].map(|id| output(&format!("sparsegpt/{id}"), "output.weight").values);
     let zeros = narrow.map(|weight| weight.iter().filter(|w| **w == 0.0).count());
     assert_eq!(zeros, [10 * 24, 10 * 16], "two groups of four and a narrow one in each of four blocks");
+    // Bounds are recorded, and held to the inputs.
+    let ordered = folder.path().join("duogpt/ordered/tensors.safetensors");
+    let right = read_case_tensors(&ordered).unwrap();
+    let recorded = ["stats.hessian", "stats.dxxt", "trace.q_matrix", "trace.p_matrix", "trace.score"];
+    assert!(recorded.iter().all(|name| right.contains_key(&format!("bnd.{name}"))));
+    let mut wrong = right.clone();
+    wrong.get_mut("bnd.trace.q_matrix").unwrap().values[(3, 5)] *= 0.5;
+    write_case_tensors(&ordered, &wrong).unwrap();
+    let outcome = duogpt(&["vectors", "check", vectors]);
+    let said = String::from_utf8_lossy(&outcome.stdout);
+    assert!(outcome.status.code() == Some(1) && said.contains("`bnd.trace.q_matrix` is "), "{said}");
+    assert!(said.contains("at row 3, column 5") && said.contains("1 breaches"), "{said}");
+    write_case_tensors(&ordered, &right).unwrap();
     // A seed is a case, and another seed another one.
     let first = fs::read(folder.path().join("wanda/row/tensors.safetensors")).unwrap();
     make("row", &["wanda", "--seed", "6"]);
