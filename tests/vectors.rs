@@ -53,8 +53,8 @@ fn judged(vectors: &Path, results: &Path, more: &[&str]) -> Output {
     duogpt(&arguments)
 }
 
-/// The Python judge; none where Python or numpy is not there.
-fn python(arguments: &[&str]) -> Option<Output> {
+/// A Python with numpy; none where there is none.
+fn python() -> Option<Command> {
     let python = std::env::var("PYTHON").unwrap_or("python3".into());
     let numpy = Command::new(&python).args(["-c", "import numpy"]).output();
     if !numpy.is_ok_and(|outcome| outcome.status.success()) {
@@ -67,7 +67,14 @@ fn python(arguments: &[&str]) -> Option<Output> {
         );
         return None;
     }
-    Some(Command::new(python).arg("-B").arg(fixture("vectors/check.py")).args(arguments).output().unwrap())
+    let mut command = Command::new(python);
+    command.arg("-B");
+    Some(command)
+}
+
+/// The Python judge.
+fn check_py(arguments: &[&str]) -> Option<Output> {
+    Some(python()?.arg(fixture("vectors/check.py")).args(arguments).output().unwrap())
 }
 
 #[test]
@@ -120,7 +127,7 @@ fn agreed(results: &Path, more: &[&str], code: i32) -> Verdicts {
     let outcome = judged(&root(), results, &more);
     assert_eq!(outcome.status.code(), Some(code), "{}", String::from_utf8_lossy(&outcome.stderr));
     let ours = verdicts_of_rust(&outcome);
-    if let Some(theirs) = python(&[&["compare", text(&root()), text(results)], &more[..]].concat()) {
+    if let Some(theirs) = check_py(&[&["compare", text(&root()), text(results)], &more[..]].concat()) {
         assert_eq!(theirs.status.code(), Some(code), "{}", String::from_utf8_lossy(&theirs.stderr));
         assert_eq!(verdicts_of_python(&theirs), ours);
     }
@@ -147,16 +154,16 @@ fn both_judges_agree_on_good_and_on_wrong_results() {
     let status = |name: &str| if UNDECIDED.contains(&name) { "undecided" } else { "pass" };
     assert_eq!(ours.len(), 122);
     assert!(ours.iter().all(|(name, (found, _))| found == status(name)), "{ours:?}");
-    if python(&["list", text(&root())]).is_none() {
+    if check_py(&["list", text(&root())]).is_none() {
         return;
     }
 
     // The implementation in Python, judged by this program.
     let solved = tempfile::tempdir().unwrap();
-    let outcome = python(&["run", text(&root()), text(solved.path())]).unwrap();
+    let outcome = check_py(&["run", text(&root()), text(solved.path())]).unwrap();
     assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
     assert_eq!(judged(&root(), solved.path(), &[]).status.code(), Some(0));
-    let outcome = python(&["selftest", text(&root())]).unwrap();
+    let outcome = check_py(&["selftest", text(&root())]).unwrap();
     assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stdout));
 
     // Each wrong result in place of the right one.
@@ -228,7 +235,7 @@ fn a_tolerance_that_accepts_zeros_is_refused() {
         let said = String::from_utf8_lossy(&ours.stderr).into_owned();
         let why = if rtol.parse::<f64>().unwrap() >= 1.0 { "accepts zeros" } else { "not a tolerance" };
         assert!(said.contains(why), "{said}");
-        if let Some(theirs) = python(&["compare", text(&root()), text(&root()), &argument]) {
+        if let Some(theirs) = check_py(&["compare", text(&root()), text(&root()), &argument]) {
             let said = String::from_utf8_lossy(&theirs.stderr);
             assert!(theirs.status.code() == Some(2) && said.contains("[0, 1)"), "{said}");
         }
@@ -450,7 +457,7 @@ fn a_case_that_contradicts_itself_is_named_with_exit_code_2_by_both_judges() {
         write_case_tensors(&case.join("tensors.safetensors"), &tensors).unwrap();
         let vectors = text(folder.path());
         let ours = [duogpt(&["verify", "--vectors", vectors]), duogpt(&["vectors", "check", vectors])];
-        let theirs = python(&["compare", vectors, vectors]);
+        let theirs = check_py(&["compare", vectors, vectors]);
         for outcome in ours.iter().chain(&theirs) {
             let message = String::from_utf8_lossy(&outcome.stderr);
             assert_eq!(outcome.status.code(), Some(2), "{what}: {message}");
@@ -518,7 +525,7 @@ fn fresh_cases_fit_the_schema_and_both_implementations() {
     assert!(outcome.status.success() && said.contains("23 cases"), "{said}");
     let outcome = duogpt(&["verify", "--vectors", vectors]);
     assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stdout));
-    if let Some(outcome) = python(&["selftest", vectors]) {
+    if let Some(outcome) = check_py(&["selftest", vectors]) {
         assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stdout));
     }
     let output =
@@ -672,4 +679,22 @@ fn the_page_opens_with_a_picture_whose_cells_lead_to_their_stages() {
     let html = fs::read_to_string(&page).unwrap();
     let row = html.split("</tr>").find(|row| row.contains("<th>teal/skewed</th>")).unwrap();
     assert!(row.contains("class=\"u6\"") && html.contains("MISSING teal/skewed"), "{row}");
+}
+
+/// The port in docs/runner.md, as it stands there.
+#[test]
+fn the_port_of_the_book_passes() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runner.md")).unwrap();
+    let (_, port) = page.split_once("```python\n").unwrap();
+    let (port, after) = port.split_once("```").unwrap();
+    let Some(mut python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = python.args(["-c", port]).args([&root(), folder.path()]).output().unwrap();
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    let verdicts = agreed(folder.path(), &["--only", "wanda", "--allow-missing"], 0);
+    let passed = verdicts.values().filter(|(status, _)| status == "pass").count();
+    assert_eq!(passed, fs::read_dir(folder.path().join("wanda")).unwrap().count());
+    let outcome = judged(&root(), folder.path(), &["--only", "wanda", "--allow-missing"]);
+    let said = String::from_utf8_lossy(&outcome.stdout);
+    assert!(after.contains(said.lines().last().unwrap()), "{said}");
 }

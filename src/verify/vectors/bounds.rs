@@ -65,6 +65,11 @@ pub fn bound(case: &Case, name: &str, expected: &CaseTensor, smallest: f64) -> O
             let norms = sums.hessian_diagonal()?.mapv(f64::sqrt);
             (sums.magnitudes("input.weight")? * norms, 5.0, sums.terms()?)
         }
+        "trace.damping" => {
+            // Positive terms only. Each linear of a group sums the diagonal, divides, multiplies, and adds, on a stored H.
+            let linears = 1.0 + case.document.settings.group_member.unwrap_or(0) as f64;
+            (copied()?, 3.0 + 2.0 * linears, sums.terms()? + linears * (k + 3.0))
+        }
         "trace.metric" | "trace.threshold" | "output.activations" => (copied()?, 1.0, 0.0),
         "output.weight" if matches!(algorithm, Kind::Wanda | Kind::Magnitude) => (copied()?, 1.0, 0.0),
         "trace.q_matrix" => (sums.q()?, 3.0, k),
@@ -120,10 +125,11 @@ impl Sums<'_> {
         Some(f64::from(self.case.document.settings.hessian_factor.unwrap_or(1)) / sequences)
     }
 
-    /// One product, a sum over the tokens in any order, and three roundings of the mean per sequence.
+    /// A product and a sum over the tokens in any order; the weight of a sequence in the mean (5, where each X is scaled by
+    /// a root: quotient, root and product); and for each later sequence the rounded factor of what is there already (2).
     fn terms(&self) -> Option<f64> {
         let calls = &self.case.tensors.get("input.calls")?.values;
-        Some(self.sparse()?.nrows() as f64 + 3.0 * calls.column(0).sum())
+        Some(self.sparse()?.nrows() as f64 + 5.0 + 2.0 * (calls.column(0).sum() - 1.0).max(0.0))
     }
 
     fn hessian(&self) -> Option<Array2<f64>> {

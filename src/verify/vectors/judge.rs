@@ -3,8 +3,8 @@
 //! Stages are compared in the order in which an implementation computes them: all sliced ones for the first slice, then
 //! for the next. So the first failure names the first wrong step in time, and not the first wrong array. Reals may be off
 //! by the tolerance times the largest expected entry of their row, or, in f32, bf16 and f16, by what rounding can explain
-//! ([`bounds`](super::bounds)); masks, permutations and codes must be equal. NaN and infinity never pass. Either all tensors of a result agree with the case itself, or all agree with the same one of the
-//! alternatives that the case accepts.
+//! ([`bounds`](super::bounds)); masks, permutations and codes must be equal. NaN and infinity never pass. Either all tensors
+//! of a result agree with the case itself, or all agree with the same one of the alternatives that the case accepts.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
