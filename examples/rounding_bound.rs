@@ -51,10 +51,10 @@ pub fn table() -> Result<String, Box<dyn Error>> {
         let [kind_name, sums] = [kind, sums].map(|kind| format!("{kind:?}").to_lowercase());
         let (roundings, terms, bnd) = (bound.roundings, bound.terms, bound.sums[at]);
         let c = bound.relative(kind) / kind.unit_roundoff();
-        writeln!(
-            table,
+        let line = format!(
             "{kind_name:5} {sums:7} {roundings:2} {terms:4} {c:7.2} {bnd:8.2} {allowed:8.1e} {forwards:>9} {backwards:>10}"
-        )?;
+        );
+        writeln!(table, "{}", line.trim_end())?;
     }
     Ok(table)
 }

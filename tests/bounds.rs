@@ -258,7 +258,8 @@ fn the_reference_in_f32_is_within_the_bound_of_every_statistic() {
         }
         let mut shown = compute::<f32, _>(&case, &Cpu, &Followed::default()).unwrap().tensors;
         shown.retain(|name, _| {
-            name.starts_with("stats.") || ["trace.metric", "trace.threshold", "trace.damping"].contains(&&**name)
+            name.starts_with("stats.")
+                || ["trace.metric", "trace.threshold", "trace.damping"].contains(&&**name)
         });
         let stages = stages(&case, &shown);
         assert!(failed(&stages).is_empty(), "{}: {:?}", case.name(), failed(&stages));
