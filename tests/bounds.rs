@@ -286,6 +286,47 @@ fn c_counts_the_roundings() {
     }
 }
 
+/// The counts of docs/bounds.md: M for the mean of the sums over tokens, k columns. No other tensor has a bound.
+#[test]
+fn every_tensor_has_the_roundings_that_the_book_counts() {
+    for (name, others) in [
+        ("duogpt/basic", vec![]),
+        ("gptaq/shared-h-second-member", vec![]),
+        ("wanda/per-row-50", vec![("trace.metric", 5.0, [1.0, 0.0, 0.0]), ("output.weight", 1.0, [0.0; 3])]),
+        ("magnitude/per-layer-50", vec![("trace.metric", 1.0, [0.0; 3]), ("output.weight", 1.0, [0.0; 3])]),
+    ] {
+        let case = case(name);
+        let k = case.document.shape.k as f64;
+        let m = case.tensors.get("input.calls").map_or(0.0, |calls| {
+            let tokens: f64 = calls.values.rows().into_iter().map(|call| call.product()).sum();
+            tokens + 5.0 + 2.0 * (calls.values.column(0).sum() - 1.0)
+        });
+        let linears = 1.0 + case.document.settings.group_member.unwrap_or(0) as f64;
+        // r, and t as multiples of M, k and 1.
+        let mut counted = vec![
+            ("stats.hessian", 3.0, [1.0, 0.0, 0.0]),
+            ("stats.scaler_row", 3.0, [1.0, 0.0, 0.0]),
+            ("stats.dxxt", 4.0, [1.0, 0.0, 0.0]),
+            ("stats.dxdxt", 5.0, [1.0, 0.0, 0.0]),
+            ("trace.coef_a", 5.0, [1.0, 0.0, 0.0]),
+            ("trace.damping", 3.0 + 2.0 * linears, [1.0, linears, 3.0 * linears]),
+            ("trace.q_matrix", 3.0, [0.0, 1.0, 0.0]),
+            ("trace.p_matrix", 6.0, [0.0, 2.0, 1.0]),
+            ("trace.coef_b", 7.0, [0.0, 3.0, 0.0]),
+            ("trace.coef_2c", 6.0, [0.0, 1.0, 1.0]),
+            ("trace.score", 11.0, [0.0; 3]),
+            ("trace.threshold", 1.0, [0.0; 3]),
+        ];
+        counted.extend(others);
+        for tensor in case.document.stages.iter().flat_map(|stage| &stage.tensors) {
+            let found = bound(&case, tensor, &case.tensors[tensor], 0.0).map(|b| (b.roundings, b.terms));
+            let expected = counted.iter().find(|(name, ..)| name == tensor);
+            let expected = expected.map(|&(_, r, [of_m, of_k, ones])| (r, of_m * m + of_k * k + ones));
+            assert_eq!(found, expected, "{name}: {tensor}");
+        }
+    }
+}
+
 /// The table in docs/bounds.md is what its command prints.
 #[test]
 fn the_book_shows_what_its_example_prints() {
