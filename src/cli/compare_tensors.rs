@@ -10,7 +10,7 @@ use crate::backend::{Backend, Cpu};
 use crate::files::write_atomically;
 use crate::tensors::TensorFile;
 use crate::verify::html::page;
-use crate::verify::report::Report;
+use crate::verify::report::{CaseStatus, Report};
 use crate::verify::tensors::compare_files;
 
 /// Arguments of `duogpt compare-tensors`.
@@ -24,7 +24,7 @@ pub struct CompareTensorsArgs {
     found: PathBuf,
     /// Allowed difference of a value, relative to the largest entry of its tensor. The default fits two programs that
     /// compute in double precision.
-    #[arg(long, value_name = "X", default_value_t = 1e-9, value_parser = super::not_negative)]
+    #[arg(long, value_name = "X", default_value_t = 1e-9, value_parser = super::relative_tolerance)]
     tolerance: f64,
     #[command(flatten)]
     output: ReportOutput,
@@ -58,7 +58,15 @@ impl ReportOutput {
                 0 => String::new(),
                 negatives => format!(", {negatives} wrong results to reject"),
             };
-            println!("{files} files, {stages} stages{rejected}, {} failed", report.failed());
+            let [undecided, missing] =
+                [(CaseStatus::Undecided, "undecided"), (CaseStatus::Missing, "missing")].map(
+                    |(status, word)| match report.cases(status) {
+                        0 => String::new(),
+                        count => format!(", {count} {word}"),
+                    },
+                );
+            let failed = report.failed();
+            println!("{files} files, {stages} stages{rejected}, {failed} failed{undecided}{missing}");
             if let Some(path) = &self.html {
                 println!("with plots: {}", path.display());
             }

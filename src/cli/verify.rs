@@ -10,9 +10,9 @@ use super::{BackendName, CliError, IN_F32_ONLY, Precision, with_precision};
 use crate::backend::{Backend, Cpu};
 use crate::cuda::Cuda;
 use crate::linalg::Scalar;
-use crate::verify::report::{FileReport, NegativeReport, Report};
+use crate::verify::report::{CaseStatus, FileReport, NegativeReport, Report};
 use crate::verify::vectors::{
-    Case, NegativeCase, VectorError, judge_negative, judge_results, load_all, read_case_tensors,
+    Case, NegativeCase, VectorError, judge_negative, judge_results, load_all, missing_results, read_results,
     unreadable_results, verify_case,
 };
 
@@ -27,7 +27,7 @@ pub struct VerifyArgs {
     results: Option<PathBuf>,
     /// With --results, the tolerance relative to the largest entry of a row, instead of the case's own; such as 1e-4 for
     /// a port in single precision.
-    #[arg(long, value_name = "X", requires = "results", value_parser = super::not_negative)]
+    #[arg(long, value_name = "X", requires = "results", value_parser = super::relative_tolerance)]
     rtol: Option<f64>,
     /// With --results, do not count cases without a result as failures.
     #[arg(long, requires = "results")]
@@ -46,7 +46,8 @@ pub struct VerifyArgs {
     output: ReportOutput,
 }
 
-/// Checks every case and every result that must be rejected. Exit code 1 when something differs.
+/// Checks every case and every result that must be rejected. Exit code 1 when something differs, is missing without
+/// --allow-missing, or no case passes.
 ///
 /// # Errors
 /// When the folder holds no case, or one that cannot be used.
@@ -71,24 +72,17 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
         return Err(format!("{}: no case whose name contains `{}`", args.vectors.display(), args.only).into());
     }
 
-    let (files, backend, missing) = match &args.results {
-        Some(results) => {
-            let (files, missing) = judge_port(args, &cases, results)?;
-            (files, format!("results in {}", results.display()), missing)
-        }
-        None => {
-            let (files, backend) = verify(args, &cases)?;
-            (files, backend, 0)
-        }
+    let (files, backend) = match &args.results {
+        Some(results) => (judge_port(args, &cases, results)?, format!("results in {}", results.display())),
+        None => verify(args, &cases)?,
     };
-    let nothing = files.is_empty();
     let mut report = Report::new(files, backend);
     report.negatives = negative_reports;
     if !args.output.json {
         report.negatives.iter().for_each(|negative| print!("{}", negative.to_text()));
     }
     let code = args.output.finish(&report, true)?;
-    Ok(if nothing || (missing > 0 && !args.allow_missing) { ExitCode::from(1) } else { code })
+    Ok(if report.cases(CaseStatus::Pass) == 0 { ExitCode::from(1) } else { code })
 }
 
 /// The reference, or a backend, on every case.
@@ -117,26 +111,19 @@ fn on_cpu<T: Scalar>(case: &Case) -> Result<FileReport, VectorError> {
     verify_case::<T, _>(case, &Cpu)
 }
 
-/// What a port left for each case, and for how many it left nothing.
-fn judge_port(
-    args: &VerifyArgs,
-    cases: &[Case],
-    results: &Path,
-) -> Result<(Vec<FileReport>, usize), CliError> {
+/// What a port left for each case.
+fn judge_port(args: &VerifyArgs, cases: &[Case], results: &Path) -> Result<Vec<FileReport>, CliError> {
     if !results.is_dir() {
         return Err(format!("{}: no such folder of results", results.display()).into());
     }
-    let (mut reports, mut missing) = (Vec::new(), 0);
+    let mut reports = Vec::new();
     for case in cases {
         let path = results.join(format!("{}.safetensors", case.name()));
-        if !path.exists() {
-            missing += 1;
-            if !args.output.json {
-                println!("MISSING  {}  no {}", case.name(), path.display());
+        let report = match read_results(&path) {
+            _ if !path.exists() && args.allow_missing => missing_results(case, &path)?,
+            _ if !path.exists() => {
+                unreadable_results(case, &path, format!("there is no {}", path.display()))?
             }
-            continue;
-        }
-        let report = match read_case_tensors(&path) {
             Ok(tensors) => judge_results(case, &path, &tensors, args.rtol)?,
             Err(error) => unreadable_results(case, &path, error.to_string())?,
         };
@@ -145,7 +132,7 @@ fn judge_port(
         }
         reports.push(report);
     }
-    Ok((reports, missing))
+    Ok(reports)
 }
 
 fn judge_negatives(cases: &[Case], negatives: &[NegativeCase]) -> Result<Vec<NegativeReport>, CliError> {

@@ -79,6 +79,16 @@ impl FloatType {
         }
     }
 
+    /// The smallest number of full precision: below it the distance between numbers stays the same.
+    pub fn smallest_normal(self) -> f64 {
+        match self {
+            FloatType::F64 => f64::MIN_POSITIVE,
+            FloatType::F32 => f64::from(f32::MIN_POSITIVE),
+            FloatType::Bf16 => f64::from(bf16::MIN_POSITIVE),
+            FloatType::F16 => f64::from(f16::MIN_POSITIVE),
+        }
+    }
+
     /// `x` rounded to this type (nearest, ties to even).
     pub fn round<T: Scalar>(self, x: T) -> T {
         match self {

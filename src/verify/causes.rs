@@ -45,7 +45,8 @@ pub fn usual_cause(stage: &str) -> &'static str {
             "the permutation not undone; a mask that is not applied; compensation that is not written back; the result \
              rounded to half precision"
         }
-        _ => "the file is not what its name says",
+        "refused" => "a setting outside its range; an input that is not finite",
+        _ => "no result was written for this case; the file is not what its name says",
     }
 }
 

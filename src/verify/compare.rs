@@ -4,7 +4,7 @@
 //! all that was expected is zero. Decisions (masks, orders, codes) are counted, and each that differs is weighed by its
 //! *margin*: how far it was from going the other way.
 
-use ndarray::{ArrayView1, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use serde::Serialize;
 
 use crate::linalg::Scalar;
@@ -65,6 +65,10 @@ pub struct Comparison {
     pub error: f64,
     /// The error that was allowed, in the same measure.
     pub budget: f64,
+    /// The largest share of what was allowed that an element uses: error / budget, less where rounding explains an error.
+    pub used: f64,
+    /// Whether some element was allowed more than the budget, by its own bound on rounding errors.
+    pub rounding: bool,
     /// Elements whose error exceeds the budget.
     pub over_budget: usize,
     /// The first of them in processing order.
@@ -207,7 +211,7 @@ impl Comparison {
 
     /// How much of the budget is used, in percent; a budget of zero is used up by any error.
     pub fn budget_used(&self) -> f64 {
-        if self.error == 0.0 { 0.0 } else { 100.0 * self.error / self.budget }
+        100.0 * self.used
     }
 }
 
@@ -225,11 +229,12 @@ pub fn compare<T: Scalar>(
     processing: Processing,
 ) -> Comparison {
     let scale = scale(expected);
-    compare_scaled(found, expected, precision, budget, processing, |_| scale)
+    compare_scaled(found, expected, precision, budget, processing, |_| scale, None)
 }
 
 /// [`compare`] with every error relative to the largest magnitude expected in its *row*, or in the whole matrix where
-/// the row is all zero: the measure of the test vectors.
+/// the row is all zero: the measure of the test vectors. `of_rounding` is what each element may be off by as it is, where
+/// that is more.
 ///
 /// # Panics
 /// When the shapes differ.
@@ -238,10 +243,11 @@ pub fn compare_rows<T: Scalar>(
     expected: ArrayView2<f64>,
     precision: FloatType,
     budget: f64,
+    of_rounding: Option<&Array2<f64>>,
     processing: Processing,
 ) -> Comparison {
     let scales = row_scales(expected);
-    compare_scaled(found, expected, precision, budget, processing, |row| scales[row])
+    compare_scaled(found, expected, precision, budget, processing, |row| scales[row], of_rounding)
 }
 
 /// What the errors of each row are relative to; see [`compare_rows`].
@@ -258,6 +264,7 @@ fn compare_scaled<T: Scalar>(
     budget: f64,
     processing: Processing,
     scale_of: impl Fn(usize) -> f64,
+    of_rounding: Option<&Array2<f64>>,
 ) -> Comparison {
     assert_eq!(found.dim(), expected.dim(), "two results of one stage have one shape");
     let shape = expected.dim();
@@ -265,6 +272,8 @@ fn compare_scaled<T: Scalar>(
         shape,
         error: 0.0,
         budget,
+        used: 0.0,
+        rounding: false,
         over_budget: 0,
         first: None,
         worst: None,
@@ -281,9 +290,15 @@ fn compare_scaled<T: Scalar>(
             Place { row, column, expected: expected[(row, column)], found: found[(row, column)].widen() };
         let scale = scale_of(row);
         let error = place.difference() / scale;
+        let limit = of_rounding.map_or(budget, |allowed| budget.max(allowed[(row, column)] / scale));
+        outcome.rounding |= limit > budget;
+        let share = if error == 0.0 { 0.0 } else { error / limit };
+        if share.is_nan() || share > outcome.used {
+            outcome.used = share;
+        }
         // NaN is not within anything: it counts as over the budget, and as the largest error.
         let within = |limit: f64| error <= limit;
-        if !within(budget) {
+        if !within(limit) {
             outcome.over_budget += 1;
             outcome.first = outcome.first.or(Some(place));
         }
@@ -298,7 +313,8 @@ fn compare_scaled<T: Scalar>(
         outcome.not_finite.expected += usize::from(!place.expected.is_finite());
         outcome.not_finite.found += usize::from(!place.found.is_finite());
         outcome.ulps.note(place.found, place.expected);
-        outcome.heat.note(shape, (row, column), error);
+        let shown = if limit > budget { share * budget } else { error }; // beyond the budget is beyond the limit
+        outcome.heat.note(shape, (row, column), shown);
         difference_squares += error * error; // scaled: no square overflows that need not
         if place.expected.is_finite() {
             expected_squares += (place.expected / scale).powi(2);

@@ -5,7 +5,8 @@ use plotters::prelude::*;
 use super::compare::{Comparison, Decisions, HeatMap, UlpHistogram};
 use super::markup::escape;
 use super::picture::{self, anchor, picture};
-use super::report::{FileReport, Outcome, Report, Stage, percent};
+use super::report::{CaseStatus, FileReport, NegativeReport, Outcome, Report, Stage, percent};
+use super::vectors::FILE;
 
 const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -35,6 +36,12 @@ pub fn page(report: &Report) -> String {
         report.stages().count(),
         escape(&report.command),
     );
+    html += &picture(report);
+    report
+        .negatives
+        .iter()
+        .filter(|negative| !negative.passed())
+        .for_each(|negative| html += &rejected(negative));
     let environment = &report.environment;
     let facts = [
         ("version", format!("{} ({})", environment.version, environment.commit)),
@@ -47,29 +54,39 @@ pub fn page(report: &Report) -> String {
         html += &format!("<tr><th>{what}</th><td>{}</td></tr>", escape(&value));
     }
     html += "</table>\n";
-    html += &picture(report);
-    report.files.iter().enumerate().for_each(|(number, file)| html += &section(number, file));
-    for negative in &report.negatives {
-        let found =
-            negative.failure.as_ref().map_or("passes".into(), |failure| format!("rejected at {failure}"));
-        let (name, found) = (escape(&negative.name), escape(&found));
-        html += &format!("<p>{} {name}: {found}</p>\n", mark(negative.passed()));
-    }
+    let mut files: Vec<_> = report.files.iter().enumerate().collect();
+    files.sort_by_key(|(_, file)| file.passed()); // stable: failures first
+    files.into_iter().for_each(|(number, file)| html += &section(number, file));
+    report
+        .negatives
+        .iter()
+        .filter(|negative| negative.passed())
+        .for_each(|negative| html += &rejected(negative));
     html + "</body></html>\n"
+}
+
+fn rejected(negative: &NegativeReport) -> String {
+    let found = negative.failure.as_ref().map_or("passes".into(), |failure| format!("rejected at {failure}"));
+    format!("<p>{} {}: {}</p>\n", mark(negative.passed()), escape(&negative.name), escape(&found))
 }
 
 fn section(number: usize, file: &FileReport) -> String {
     let mut html = match &file.case {
-        Some(case) => format!("<h2>{} {}</h2>\n", mark(file.passed()), escape(&case.name)),
+        Some(case) => {
+            // Where the picture's cell leads for a stage without a row below: one whose tensors are not there.
+            let has_row =
+                |stage: &str| file.stages.iter().any(|row| row.name.split(':').next() == Some(stage));
+            let failed = case.failure.as_ref().map(|failure| failure.stage.as_str());
+            let lone = failed.filter(|stage| !has_row(stage));
+            let lone = if case.status == CaseStatus::Missing { Some(FILE) } else { lone };
+            let id = lone.map_or(String::new(), |stage| format!(" id=\"{}\"", anchor(number, stage)));
+            format!("<h2{id}>{} {}</h2>\n", verdict(case.status), escape(&case.name))
+        }
         None => format!("<h2>{}</h2>\n", escape(&file.path.display().to_string())),
     };
     if let Some(case) = &file.case {
         if let Some(failure) = &case.failure {
-            let anchor = anchor(number, &failure.stage);
-            html += &format!(
-                "<p id=\"{anchor}-first\">First failing stage: {}</p>\n",
-                escape(&failure.to_string())
-            );
+            html += &format!("<p>First failing stage: {}</p>\n", escape(&failure.to_string()));
         }
         if let Some(cause) = &case.cause {
             html += &format!("<p>Usual causes: {}</p>\n", escape(cause));
@@ -260,6 +277,15 @@ fn margins(decisions: &Decisions) -> Drawing {
         area.present()?;
     }
     Ok(svg)
+}
+
+fn verdict(status: CaseStatus) -> &'static str {
+    match status {
+        CaseStatus::Pass => mark(true),
+        CaseStatus::Fail => mark(false),
+        CaseStatus::Undecided => "UNDECIDED",
+        CaseStatus::Missing => "MISSING",
+    }
 }
 
 fn mark(passed: bool) -> &'static str {

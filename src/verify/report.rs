@@ -51,7 +51,9 @@ pub struct CaseFacts {
     pub name: String,
     /// Why the case exists.
     pub flags: Vec<CaseFlag>,
-    /// The first wrong step in time; none where everything is right.
+    /// The verdict.
+    pub status: CaseStatus,
+    /// The first wrong step in time; none where everything that was shown is right.
     pub failure: Option<Failure>,
     /// What usually causes it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,6 +61,20 @@ pub struct CaseFacts {
     /// The accepted outcome that fits, where it is not the case's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alternative: Option<String>,
+}
+
+/// The verdict on a case; the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaseStatus {
+    /// Something is wrong, or a required result is missing.
+    Fail,
+    /// Nothing is wrong, but all that was shown is zero or repeats an input: a port that does nothing shows that too.
+    Undecided,
+    /// There is no result, and none was required.
+    Missing,
+    /// All that was shown is right.
+    Pass,
 }
 
 /// What a case tests, or where the tool does what its paper does not say.
@@ -208,6 +224,9 @@ impl Stage {
     pub fn summary(&self) -> String {
         match &self.outcome {
             Outcome::Values(v) if v.shape.0 * v.shape.1 == 0 => "empty".into(),
+            Outcome::Values(v) if v.rounding => {
+                format!("error {:>8.2e}, {} of what rounding explains", v.error, percent(v.budget_used()))
+            }
             Outcome::Values(v) => format!("error {:>8.2e} of {:>8.2e}", v.error, v.budget),
             Outcome::Decisions(d) => format!("{} of {} decisions differ", d.differing, d.of),
             Outcome::Shapes { expected, found } => format!("shape {found:?}, expected {expected:?}"),
@@ -325,6 +344,13 @@ impl FileReport {
         }
     }
 
+    /// Replaces the verdict on the case.
+    pub(super) fn set_status(&mut self, status: CaseStatus) {
+        if let Some(case) = &mut self.case {
+            case.status = status;
+        }
+    }
+
     /// A line per stage, and an explanation below each that fails. Of a case that passes, one line.
     pub fn to_text(&self) -> String {
         let mut text = format!("{}\n", self.path.display());
@@ -350,6 +376,18 @@ impl FileReport {
     /// The verdict on a case: where it goes wrong, why it exists, what usually causes such a failure.
     fn case_text(&self, case: &CaseFacts) -> String {
         let Some(failure) = &case.failure else {
+            match case.status {
+                CaseStatus::Missing => {
+                    return format!("MISSING  {}  no {}\n", case.name, self.path.display());
+                }
+                CaseStatus::Undecided => {
+                    return format!(
+                        "UNDECIDED  {}  all that is shown is zero or repeats an input: a port that does nothing passes too\n",
+                        case.name
+                    );
+                }
+                CaseStatus::Pass | CaseStatus::Fail => {}
+            }
             let used = self.stages.iter().map(Stage::budget_used).fold(0.0, f64::max);
             let mut text = format!("PASS  {}  {} stages", case.name, self.stages.len());
             if used > 0.0 {
@@ -397,6 +435,12 @@ impl Report {
         };
         self.files.iter().map(failed).sum::<usize>()
             + self.negatives.iter().filter(|negative| !negative.passed()).count()
+    }
+
+    /// Cases with this verdict.
+    pub fn cases(&self, status: CaseStatus) -> usize {
+        let found = |file: &&FileReport| file.case.as_ref().is_some_and(|case| case.status == status);
+        self.files.iter().filter(found).count()
     }
 
     /// Pretty-printed JSON.

@@ -14,7 +14,7 @@ use ndarray::{Array2, Zip};
 
 use super::compare::{Processing, compare, compare_decisions};
 use super::report::{FileReport, Stage};
-use super::vectors::{Case, CaseError, Cuts};
+use super::vectors::{Case, CaseError, Cuts, STAGES};
 use crate::model::architecture::index_of_weight;
 use crate::tensors::TensorFile;
 
@@ -82,35 +82,9 @@ fn recorded_cuts(file: &TensorFile) -> Result<Option<Cuts>, CaseError> {
 
 /// When the algorithm makes a tensor: stage, layer, place within the layer, name.
 fn turn(name: &str) -> (usize, usize, usize, &str) {
-    const STAGES: [&str; 25] = [
-        "input.",
-        "stats.hessian",
-        "stats.dxxt",
-        "stats.dxdxt",
-        "stats.",
-        "trace.dead",
-        "trace.perm",
-        "trace.damping",
-        "trace.hinv_chol",
-        "trace.q_matrix",
-        "trace.p_matrix",
-        "trace.coef_a",
-        "trace.coef_b",
-        "trace.coef_2c",
-        "trace.centers",
-        "trace.metric",
-        "trace.alphas",
-        "trace.threshold",
-        "trace.score",
-        "trace.mask",
-        "trace.scale",
-        "trace.zero",
-        "trace.codes",
-        "trace.err",
-        "output.",
-    ];
     let first = |found: Option<usize>| found.unwrap_or(usize::MAX);
-    let stage = STAGES.iter().position(|stage| name.starts_with(stage));
+    let traced = STAGES.into_iter().flat_map(|(_, _, tensors)| tensors);
+    let stage = std::iter::once(&"input.").chain(traced).position(|known| name.starts_with(known));
     let layer = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
     let linear = layer.and_then(|_| index_of_weight(name));
     (first(stage), first(layer), first(linear), name)

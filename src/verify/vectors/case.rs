@@ -2,6 +2,7 @@
 //! definition.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -133,7 +134,7 @@ pub struct CaseSettings {
 }
 
 /// Which codes a grid has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum GridKind {
     /// GPTQ's.
@@ -154,7 +155,7 @@ pub enum OrderKind {
 }
 
 /// Variants of Wanda.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum WandaVariant {
     /// Each row by its share of the scores.
@@ -194,6 +195,8 @@ pub enum TensorRole {
     Trace,
     /// Its result, which it must show.
     Output,
+    /// The sums of magnitudes behind another tensor: `bnd.<name>` bounds the rounding errors of `<name>`.
+    Bound,
 }
 
 /// A step of the computation.
@@ -383,6 +386,32 @@ impl Case {
         })
     }
 
+    /// The rows of each sequence in the activations, of which there are `rows`.
+    ///
+    /// # Errors
+    /// `input.calls` counts another number of tokens.
+    pub(super) fn sequences(&self, rows: usize) -> Result<Vec<Range<usize>>, String> {
+        let calls = self.tensor("input.calls").map_err(|error| error.to_string())?;
+        let mut sequences: Vec<Range<usize>> = Vec::new();
+        let end = |sequences: &[Range<usize>]| sequences.last().map_or(0, |rows| rows.end);
+        for call in calls.values.rows() {
+            let [count, tokens] = [0, 1].map(|at| call.get(at).map_or(0, |x| *x as usize));
+            let first = end(&sequences);
+            if tokens == 0 || count > (rows - first) / tokens {
+                return Err(format!(
+                    "`input.calls` counts more tokens than the {rows} rows of the activations, or a call without tokens"
+                ));
+            }
+            sequences.extend((0..count).map(|i| first + i * tokens..first + (i + 1) * tokens));
+        }
+        match end(&sequences) {
+            counted if counted == rows => Ok(sequences),
+            counted => {
+                Err(format!("`input.calls` counts {counted} tokens, the activations have {rows} rows"))
+            }
+        }
+    }
+
     /// Every contradiction inside the case, the first one named.
     pub(super) fn check(&self) -> Result<(), String> {
         let document = &self.document;
@@ -428,6 +457,13 @@ impl Case {
             }
         }
         self.check_shapes()?;
+        if self.tensors.contains_key("input.calls") {
+            for name in ["input.activations", "input.dense_activations", "input.sparse_activations"] {
+                if let Some(activations) = self.tensors.get(name) {
+                    self.sequences(activations.values.nrows())?;
+                }
+            }
+        }
         if let Some(order) = self.tensors.get("trace.perm") {
             let mut columns: Vec<f64> = order.values.iter().copied().collect();
             columns.sort_unstable_by(f64::total_cmp);
@@ -459,8 +495,11 @@ impl Case {
         if outputs == 0 {
             return Err("no stage shows an output: nothing would be required of a port".into());
         }
-        if document.tolerance.value.is_nan() || document.tolerance.value < 0.0 {
-            return Err(format!("tolerance {} is negative", document.tolerance.value));
+        if !(0.0..1.0).contains(&document.tolerance.value) {
+            return Err(format!(
+                "tolerance {} is not in [0, 1): at 1 zeros would pass for any result",
+                document.tolerance.value
+            ));
         }
         Ok(())
     }

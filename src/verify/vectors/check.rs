@@ -9,8 +9,9 @@ use super::case::{Case, CaseError, NegativeCase, TensorRole};
 use super::compute::{Computed, Followed, VectorError, compute};
 use super::cuts::Cuts;
 use super::judge::{Verdict, judge};
+use super::stages::{FILE, REFUSED};
 use super::tensor::{CaseTensor, CaseTensors, Contents};
-use crate::backend::Cpu;
+use crate::backend::{BackendError, Cpu};
 use crate::linalg::Scalar;
 use crate::reference::order::inverse;
 use crate::tensor_error::TensorError;
@@ -19,7 +20,7 @@ use crate::verify::causes::usual_cause;
 use crate::verify::compare::{Processing, compare, compare_decisions};
 use crate::verify::inspect::Inspect;
 use crate::verify::kind::Kind;
-use crate::verify::report::{CaseFacts, Failure, FileReport, NegativeReport, Outcome, Stage};
+use crate::verify::report::{CaseFacts, CaseStatus, Failure, FileReport, NegativeReport, Outcome, Stage};
 
 /// Checks the reference in f64: every stage of the case, to its tolerance, or an outcome that it accepts.
 ///
@@ -40,15 +41,31 @@ pub fn judge_results(
     results: &CaseTensors,
     tolerance: Option<f64>,
 ) -> Result<FileReport, TensorError> {
-    judged(case, judge(case, results, tolerance), path, Some(&case.folder.join(TENSORS)))
+    let verdict = judge(case, results, tolerance);
+    let undecided = verdict.failure.is_none() && verdict.trivial;
+    let mut report = judged(case, verdict, path, Some(&case.folder.join(TENSORS)))?;
+    if undecided {
+        report.set_status(CaseStatus::Undecided);
+    }
+    Ok(report)
 }
 
-/// The report of a port whose results cannot be read.
+/// The report of a port that left no result where none is required.
+///
+/// # Errors
+/// When the case's own tensors cannot be read again.
+pub fn missing_results(case: &Case, path: &Path) -> Result<FileReport, TensorError> {
+    let mut report = judged(case, Verdict::default(), path, Some(&case.folder.join(TENSORS)))?;
+    report.set_status(CaseStatus::Missing);
+    Ok(report)
+}
+
+/// The report of a port whose results cannot be read, or are not there.
 ///
 /// # Errors
 /// When the case's own tensors cannot be read again.
 pub fn unreadable_results(case: &Case, path: &Path, why: String) -> Result<FileReport, TensorError> {
-    let failure = Failure { stage: "file".into(), tensor: String::new(), place: String::new(), why };
+    let failure = Failure { stage: FILE.into(), tensor: String::new(), place: String::new(), why };
     let verdict = Verdict { failure: Some(failure), ..Verdict::default() };
     judged(case, verdict, path, Some(&case.folder.join(TENSORS)))
 }
@@ -78,6 +95,7 @@ fn judged(
 fn facts(case: &Case, failure: Option<Failure>) -> CaseFacts {
     CaseFacts {
         name: case.name(),
+        status: if failure.is_some() { CaseStatus::Fail } else { CaseStatus::Pass },
         flags: case.document.flags.clone(),
         cause: failure.as_ref().map(|failure| usual_cause(&failure.stage).to_string()),
         failure,
@@ -106,11 +124,30 @@ pub fn judge_negative(case: &Case, negative: &NegativeCase) -> NegativeReport {
 }
 
 /// Checks a backend in the arithmetic `T`. The reference in f64 is checked as [`verify_exactly`] does; all else is held to
-/// the rounding error of each stage, under the expected decisions.
+/// the rounding error of each stage, under the expected decisions. A case that the algorithm refuses has failed.
 ///
 /// # Errors
-/// As [`verify_exactly`], and what the backend could not do.
+/// As [`verify_exactly`], and what the device could not do.
 pub fn verify_case<T: Scalar, B: Inspect<T>>(case: &Case, backend: &B) -> Result<FileReport, VectorError> {
+    match compute_and_compare::<T, B>(case, backend) {
+        Err(VectorError::Refused { source: BackendError::Prune(reason), .. }) => {
+            let failure = Failure {
+                stage: REFUSED.into(),
+                tensor: String::new(),
+                place: String::new(),
+                why: reason.to_string(),
+            };
+            let verdict = Verdict { failure: Some(failure), ..Verdict::default() };
+            Ok(judged(case, verdict, &case.folder.join(TENSORS), None)?)
+        }
+        other => other,
+    }
+}
+
+fn compute_and_compare<T: Scalar, B: Inspect<T>>(
+    case: &Case,
+    backend: &B,
+) -> Result<FileReport, VectorError> {
     let precision = FloatType::of_scalar::<T>();
     if B::REFERENCE && precision == FloatType::F64 {
         return verify_exactly(case);

@@ -118,24 +118,7 @@ impl<B> Computation<'_, B> {
 
     /// The rows of each sequence, in order.
     fn sequences(&self, rows: usize) -> Result<Vec<std::ops::Range<usize>>, VectorError> {
-        let calls = &self.case.tensor("input.calls")?.values;
-        let mut sequences: Vec<std::ops::Range<usize>> = Vec::new();
-        for call in calls.rows() {
-            let [count, tokens] = [0, 1].map(|at| call.get(at).map_or(0, |x| *x as usize));
-            let row = sequences.last().map_or(0, |rows| rows.end);
-            if tokens == 0 || count > (rows - row) / tokens {
-                return Err(
-                    self.malformed("`input.calls` counts more tokens than the activations have, or none")
-                );
-            }
-            sequences.extend((0..count).map(|i| row + i * tokens..row + (i + 1) * tokens));
-        }
-        let counted = sequences.last().map_or(0, |rows| rows.end);
-        if counted != rows {
-            let detail = format!("`input.calls` counts {counted} tokens, the activations have {rows}");
-            return Err(self.malformed(detail));
-        }
-        Ok(sequences)
+        self.case.sequences(rows).map_err(|detail| self.malformed(detail))
     }
 
     fn expect_columns(&self, name: &str, columns: usize) -> Result<(), VectorError> {

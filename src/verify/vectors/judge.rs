@@ -2,12 +2,16 @@
 //!
 //! Stages are compared in the order in which an implementation computes them: all sliced ones for the first slice, then
 //! for the next. So the first failure names the first wrong step in time, and not the first wrong array. Reals may be off
-//! by the tolerance times the largest expected entry of their row; masks, permutations and codes must be equal. NaN and
-//! infinity never pass. Either all tensors of a result agree with the case itself, or all agree with the same one of the
-//! alternatives that the case accepts.
+//! by the tolerance times the largest expected entry of their row, or, in f32, bf16 and f16, by what rounding can explain
+//! ([`bounds`](super::bounds)); masks, permutations and codes must be equal. NaN and infinity never pass. Either all tensors
+//! of a result agree with the case itself, or all agree with the same one of the alternatives that the case accepts.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
+use ndarray::Array2;
+
+use super::bounds::allowed;
 use super::case::{Case, CaseStage, SliceBy, TensorRole};
 use super::tensor::{CaseTensor, CaseTensors, Contents};
 use crate::tensors::FloatType;
@@ -23,6 +27,8 @@ pub struct Verdict {
     pub alternative: Option<String>,
     /// Tensors of stages that were not shown.
     pub not_shown: Vec<String>,
+    /// Whether all that was shown is zero or repeats an input: what a port that does nothing shows too.
+    pub trivial: bool,
     /// The largest relative difference among the steps before the failure.
     pub worst: f64,
     /// Steps that passed before the failure.
@@ -41,7 +47,27 @@ pub fn judge(case: &Case, results: &CaseTensors, tolerance: Option<f64>) -> Verd
             best = other;
         }
     }
+    best.trivial = is_trivial(case, results);
     best
+}
+
+/// Whether every tensor that is shown is zero, or repeats an input (rounded to the type of the result).
+fn is_trivial(case: &Case, results: &CaseTensors) -> bool {
+    let entries = case.document.tensors.iter().filter(|(_, entry)| entry.role == TensorRole::Input);
+    let inputs: Vec<&CaseTensor> = entries.filter_map(|(name, _)| case.tensors.get(name)).collect();
+    let repeats = |found: &CaseTensor, input: &CaseTensor| {
+        let rounded = |&x: &f64| match found.contents {
+            Contents::Reals(precision) => precision.round(x),
+            Contents::Flags | Contents::Integers => x,
+        };
+        let times = found.values.len().checked_div(input.values.len()).unwrap_or(0);
+        let inputs = input.values.iter().map(rounded).cycle().take(found.values.len());
+        times * input.values.len() == found.values.len() && found.values.iter().map(rounded).eq(inputs)
+    };
+    let stages = case.document.stages.iter().flat_map(|stage| &stage.tensors);
+    stages.filter_map(|name| results.get(name)).all(|found| {
+        found.values.iter().all(|x| *x == 0.0) || inputs.iter().any(|input| repeats(found, input))
+    })
 }
 
 /// One comparison.
@@ -102,24 +128,31 @@ fn judge_one(case: &Case, alternative: Option<&str>, results: &CaseTensors, tole
         other.or_else(|| case.tensors.get(name))
     };
     let shown = || case.document.stages.iter().flat_map(|stage| &stage.tensors);
+    let of_rounding: BTreeMap<&str, Array2<f64>> = shown()
+        .filter_map(|name| {
+            Some((name.as_str(), allowed_in(case, name, expected(name)?, results.get(name)?)?))
+        })
+        .collect();
     let mut verdict = Verdict {
         failure: None,
         alternative: alternative.map(String::from),
         not_shown: shown().filter(|name| !results.contains_key(*name)).cloned().collect(),
+        trivial: false,
         worst: 0.0,
         steps: 0,
         stages: (case.document.stages.iter())
             .flat_map(|stage| stage.tensors.iter().map(move |name| (stage, name)))
             .filter_map(|(stage, name)| {
                 let title = format!("{}: {name}", stage.name);
-                Some(whole(title, expected(name)?, results.get(name)?, tolerance))
+                let of_rounding = of_rounding.get(name.as_str());
+                Some(whole(title, expected(name)?, results.get(name)?, tolerance, of_rounding))
             })
             .collect(),
     };
     for step in steps(case) {
         let Some(expected) = expected(step.tensor) else { continue }; // a loaded case has every tensor
         let outcome = match results.get(step.tensor) {
-            Some(found) => deviation(expected, found, &step.cut, tolerance),
+            Some(found) => deviation(expected, found, &step.cut, tolerance, of_rounding.get(step.tensor)),
             None if case.document.tensors[step.tensor].role == TensorRole::Output => {
                 Err("it is missing, and an output is required".into())
             }
@@ -146,6 +179,7 @@ fn deviation(
     found: &CaseTensor,
     cut: &StepCut,
     tolerance: f64,
+    of_rounding: Option<&Array2<f64>>,
 ) -> Result<f64, String> {
     if expected.shape != found.shape {
         return Err(format!("shape {:?}, expected {:?}", found.shape, expected.shape));
@@ -167,7 +201,8 @@ fn deviation(
         for row in rows.clone() {
             let (e, f) = (expected.values[(row, column)], found.values[(row, column)]);
             let relative = if e == f { 0.0 } else { (f - e).abs() / scales[row] };
-            let fits = if is_real { relative <= tolerance && f.is_finite() } else { e == f };
+            let rounded = || of_rounding.is_some_and(|allowed| (f - e).abs() <= allowed[(row, column)]);
+            let fits = if is_real { f.is_finite() && (relative <= tolerance || rounded()) } else { e == f };
             if fits {
                 worst = worst.max(relative);
             } else {
@@ -183,8 +218,26 @@ fn deviation(
     }
 }
 
+/// What rounding in the type of the result can explain; none in f64, whose rounding is below any tolerance, and where the
+/// tensor is not a sum of products of others that the case has.
+fn allowed_in(case: &Case, name: &str, expected: &CaseTensor, found: &CaseTensor) -> Option<Array2<f64>> {
+    match found.contents {
+        Contents::Reals(FloatType::F64) | Contents::Flags | Contents::Integers => None,
+        Contents::Reals(precision) if found.shape == expected.shape => {
+            allowed(case, name, expected, precision)
+        }
+        Contents::Reals(_) => None,
+    }
+}
+
 /// A tensor compared at once: for the report.
-fn whole(name: String, expected: &CaseTensor, found: &CaseTensor, tolerance: f64) -> Stage {
+fn whole(
+    name: String,
+    expected: &CaseTensor,
+    found: &CaseTensor,
+    tolerance: f64,
+    of_rounding: Option<&Array2<f64>>,
+) -> Stage {
     if expected.shape != found.shape {
         return Stage::shapes(name, expected.shape.clone(), found.shape.clone());
     }
@@ -197,7 +250,8 @@ fn whole(name: String, expected: &CaseTensor, found: &CaseTensor, tolerance: f64
                 _ => FloatType::F64,
             };
             let columns = Processing::Columns(&natural);
-            let outcome = compare_rows(found_values, expected_values, precision, tolerance, columns);
+            let outcome =
+                compare_rows(found_values, expected_values, precision, tolerance, of_rounding, columns);
             Stage::values(name, outcome)
         }
         Contents::Flags | Contents::Integers => {

@@ -6,7 +6,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::case::{Case, CaseError, NegativeCase};
+use super::bounds::{PREFIX, bound};
+use super::case::{Case, CaseError, NegativeCase, TensorRole};
 use super::stages::is_stage;
 use crate::files::parse_json;
 use crate::tensor_error::TensorError;
@@ -30,9 +31,16 @@ pub fn lint_case(case: &Case) -> Result<Vec<String>, CaseError> {
     check(is_id(&document.id), format!("id `{}` is not lower case, digits and hyphens", document.id));
     let named = folder.file_name().is_some_and(|name| *name == *document.id);
     check(named, format!("the folder is not named after the id `{}`", document.id));
-    for name in document.tensors.keys() {
-        let known = ["input.", "stats.", "trace.", "output."].iter().any(|start| name.starts_with(start));
-        check(known, format!("tensor `{name}` begins with none of input., stats., trace., output."));
+    for (name, entry) in &document.tensors {
+        let known =
+            ["input.", "stats.", "trace.", "output.", PREFIX].iter().any(|start| name.starts_with(start));
+        check(known, format!("tensor `{name}` begins with none of input., stats., trace., output., bnd."));
+        let of = name.strip_prefix(PREFIX);
+        let is_bound = entry.role == TensorRole::Bound;
+        check(of.is_some() == is_bound, format!("tensor `{name}`: `bnd.` and the role `bound` go together"));
+        if let Some(detail) = of.and_then(|of| wrong_bound(case, of)) {
+            check(false, format!("tensor `{name}` {detail}"));
+        }
     }
     for stage in &document.stages {
         check(is_stage(&stage.name), format!("stage `{}` is unknown", stage.name));
@@ -59,6 +67,25 @@ pub fn lint_case(case: &Case) -> Result<Vec<String>, CaseError> {
         check((0.0..1.0).contains(&p), format!("{p} is no fraction in [0, 1)"));
     }
     Ok(wrong)
+}
+
+/// What is wrong with the recorded bound of tensor `of`: it must be the one that follows from the case's other tensors.
+fn wrong_bound(case: &Case, of: &str) -> Option<String> {
+    let recorded = case.tensors.get(&format!("{PREFIX}{of}"))?;
+    let Some(bound) = case.tensors.get(of).and_then(|expected| bound(case, of, expected, 0.0)) else {
+        return Some(format!("bounds `{of}`, which is no sum of products of other tensors of the case"));
+    };
+    if recorded.shape != case.tensors[of].shape {
+        return Some(format!("has another shape than `{of}`"));
+    }
+    // Sums of magnitudes: any two orders of summation agree to their rounding.
+    let differs = |(at, &sum): (_, &f64)| (recorded.values[at] - sum).abs() > 1e-9 * sum;
+    let at = bound.sums.indexed_iter().find(|&place| differs(place)).map(|(at, _)| at)?;
+    let (found, expected) = (recorded.values[at], bound.sums[at]);
+    Some(format!(
+        "is {found:e} at row {}, column {}; the sum of magnitudes there is {expected:e}",
+        at.0, at.1
+    ))
 }
 
 /// Everything about the result in `folder` that the schema does not allow, given the names of all cases.

@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ndarray::{Array2, Zip};
+use ndarray::{Array2, Axis, Zip, s};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::Value;
 
+use super::bounds::{PREFIX, bound};
+use super::budgets::{Budgets, recorded_order};
 use super::case::{
-    ActivationSparsity, Case, CaseDocument, CaseSettings, CaseSparsity, CaseStage, CaseTolerance, ColumnsIn,
-    LayerShape, OrderKind, SCHEMA_VERSION, SliceBy, TensorEntry, TensorRole, ToleranceClass, schema_dtype,
+    ActivationSparsity, Case, CaseDocument, CaseError, CaseSettings, CaseSparsity, CaseStage, CaseTolerance,
+    ColumnsIn, LayerShape, OrderKind, SCHEMA_VERSION, SliceBy, TensorEntry, TensorRole, ToleranceClass,
+    schema_dtype,
 };
 use super::compute::{Followed, VectorError, compute};
+use super::judge::judge;
 use super::stages::STAGES;
 use super::tensor::{CaseTensor, CaseTensors, Contents, write_case_tensors};
 use crate::backend::Cpu;
@@ -42,6 +46,8 @@ pub struct NewCase {
     pub tokens: usize,
     /// The settings.
     pub settings: CaseSettings,
+    /// Whether H is to be exactly singular: channels 0 and 1 are equal, and alone in their tokens.
+    pub singular: bool,
     /// The command that makes it.
     pub command: String,
 }
@@ -50,18 +56,44 @@ impl NewCase {
     /// Makes the case.
     ///
     /// # Errors
-    /// [`VectorError`]: settings that are missing or make no sense.
+    /// [`VectorError`]: settings that are missing or make no sense, or results that depend on the order of summation.
     pub fn make(&self) -> Result<Case, VectorError> {
         let mut case = Case {
             folder: format!("{}/{}", self.algorithm.name(), self.id).into(),
             document: self.document(),
             tensors: self.inputs()?,
         };
+        if self.singular {
+            self.check_singular().map_err(|detail| unfit(&case, detail))?;
+        }
         let mut computed = compute::<f64, _>(&case, &Cpu, &Followed::default())?.tensors;
         computed.retain(|name, _| self.is_shown(name));
         case.tensors.append(&mut computed);
+        let bounded = ["stats.hessian", "stats.dxxt", "trace.q_matrix", "trace.p_matrix", "trace.score"];
+        for name in bounded {
+            let bound = case.tensors.get(name).and_then(|expected| bound(&case, name, expected, 0.0));
+            if let Some(bound) = bound {
+                case.tensors.insert(format!("{PREFIX}{name}"), CaseTensor::matrix(bound.sums.view()));
+            }
+        }
         self.describe(&mut case);
+        check_well_posed(&case, self.singular)?;
         Ok(case)
+    }
+
+    /// What makes H exactly singular in every arithmetic and order of summation.
+    fn check_singular(&self) -> Result<(), String> {
+        let exact =
+            self.settings.damping == Some(0.0) && self.sequences <= 2 && self.k >= 2 && self.tokens >= 2;
+        let loop_without_residual = matches!(self.algorithm, Kind::SparseGpt | Kind::Gptq);
+        match exact && loop_without_residual {
+            true => Ok(()),
+            false => Err(
+                "a singular H needs sparsegpt or gptq, --damping 0, one or two --sequences of two tokens or \
+                          more, and two channels: the means of more sequences are rounded"
+                    .into(),
+            ),
+        }
     }
 
     fn is_shown(&self, name: &str) -> bool {
@@ -84,11 +116,23 @@ impl NewCase {
         let (rows, k) = (self.sequences * self.tokens, self.k);
         let strength: Vec<f64> = (0..k).map(|_| (2.0 * draw()).exp()).collect();
         let x = Array2::from_shape_simple_fn((rows, k), || 3.0 * draw().powi(3) + draw() / 4.0);
-        let x = x * &ndarray::Array1::from(strength);
+        let mut x = x * &ndarray::Array1::from(strength);
+        if self.singular {
+            // H = F^2 in the 2 x 2 block of channels 0 and 1 and 0 beside it, F = 1 or 2: its root is exact.
+            let ones = self.settings.hessian_factor.unwrap_or(1) as usize;
+            for (row, mut token) in x.rows_mut().into_iter().enumerate() {
+                let alone = row % self.tokens < ones;
+                token.iter_mut().skip(2).filter(|_| alone).for_each(|x| *x = 0.0);
+                token.iter_mut().take(2).for_each(|x| *x = f64::from(u8::from(alone)));
+            }
+        }
         let mut inputs = CaseTensors::new();
         let mut put = |name: &str, tensor: CaseTensor| inputs.insert(name.to_string(), tensor);
         if !matches!(self.algorithm, Kind::Activation | Kind::Teal) {
-            let weight = Array2::from_shape_simple_fn((self.n, k), &mut draw);
+            let mut weight = Array2::from_shape_simple_fn((self.n, k), &mut draw);
+            if self.settings.preserve_mask == Some(true) {
+                weight.mapv_inplace(|w| if draw() < -0.4 { 0.0 } else { w });
+            }
             put("input.weight", CaseTensor::matrix(weight.view()));
         }
         match self.algorithm {
@@ -128,7 +172,10 @@ impl NewCase {
             schema_version: SCHEMA_VERSION,
             id: self.id.clone(),
             algorithm: self.algorithm,
-            dialect: "original".into(),
+            dialect: match (self.settings.preserve_mask, self.settings.identity_fallback) {
+                (Some(true), _) | (_, Some(true)) => "llm-compressor".into(),
+                _ => "original".into(),
+            },
             source: BTreeMap::from([
                 ("program".into(), text("duogpt")),
                 ("version".into(), text(env!("CARGO_PKG_VERSION"))),
@@ -167,10 +214,11 @@ impl NewCase {
                 Some("input") => TensorRole::Input,
                 Some("stats") => TensorRole::Statistics,
                 Some("trace") => TensorRole::Trace,
+                Some("bnd") => TensorRole::Bound,
                 _ => TensorRole::Output,
             };
             let in_loop =
-                self.settings.block_size.is_some() && role == TensorRole::Trace && name != "trace.dead";
+                self.settings.block_size.is_some() && name.contains("trace.") && name != "trace.dead";
             let entry = TensorEntry {
                 shape: tensor.shape.clone(),
                 dtype: schema_dtype(tensor.contents).into(),
@@ -205,6 +253,47 @@ impl NewCase {
                 let by = if document.slices.is_empty() { SliceBy::Whole } else { by };
                 document.stages.push(CaseStage { name: name.into(), tensors: shown, by });
             }
+        }
+    }
+}
+
+fn unfit(case: &Case, detail: impl Into<String>) -> CaseError {
+    CaseError::Malformed { path: case.folder.clone(), detail: detail.into() }
+}
+
+/// Refuses a case whose results depend on rounding: two right implementations would disagree about it.
+///
+/// H has a Cholesky factor whatever the rounding where the a-priori bound on the relative change of the factor,
+/// (m + 3 k) u cond(S), stays below 1. And the sums over the tokens of each sequence in reverse must lead to the same
+/// results, to the case's tolerance.
+fn check_well_posed(case: &Case, singular: bool) -> Result<(), VectorError> {
+    let Some(calls) = case.tensors.get("input.calls") else { return Ok(()) };
+    if case.document.settings.block_size.is_some() && !singular {
+        let order = recorded_order(case).unwrap_or_else(|| (0..case.document.shape.k).collect());
+        if Budgets::new::<f64>(case, &order)?.factored.is_none_or(|bound| bound >= 1.0) {
+            let detail = "whether H has a Cholesky factor depends on rounding, so two right implementations may part; \
+                          give more --tokens, a larger --damping, or --singular for an H that has none";
+            return Err(unfit(case, detail).into());
+        }
+    }
+    let mut reversed = case.clone();
+    for name in ["input.activations", "input.dense_activations", "input.sparse_activations"] {
+        let Some(x) = reversed.tensors.get_mut(name) else { continue };
+        let tokens = calls.values[(0, 1)] as usize; // the same in every call
+        for mut sequence in x.values.axis_chunks_iter_mut(Axis(0), tokens) {
+            let backwards = sequence.slice(s![..;-1, ..]).to_owned();
+            sequence.assign(&backwards);
+        }
+    }
+    let computed = compute::<f64, _>(&reversed, &Cpu, &Followed::default())?;
+    match judge(case, &computed.tensors, None).failure {
+        None => Ok(()),
+        Some(failure) => {
+            let detail = format!(
+                "summed over the tokens in reverse, the results differ by more than the case's tolerance at {failure}; \
+                 give another --seed, more --tokens or a larger --damping"
+            );
+            Err(unfit(case, detail).into())
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The test vectors: one linear layer per case, every intermediate result, as the original tools computed them.
 
+pub mod bounds;
 mod budgets;
 pub mod case;
 pub mod check;
@@ -13,9 +14,9 @@ mod stages;
 pub mod tensor;
 
 pub use case::{Case, CaseError, NegativeCase, case_folders};
-pub use check::{judge_negative, judge_results, load_all, unreadable_results, verify_case};
+pub use check::{judge_negative, judge_results, load_all, missing_results, unreadable_results, verify_case};
 pub use compute::{Computed, Followed, VectorError, compute};
 pub(super) use cuts::Cuts;
 pub use judge::{Verdict, judge};
-pub(super) use stages::STAGES;
-pub use tensor::{CaseTensor, CaseTensors, read_case_tensors, write_case_tensors};
+pub(super) use stages::{FILE, REFUSED, STAGES};
+pub use tensor::{CaseTensor, CaseTensors, read_case_tensors, read_results, write_case_tensors};

@@ -1,6 +1,6 @@
 //! The settings of a case in the reference's terms.
 
-use super::case::{CaseSettings, CaseSparsity, GridKind, OrderKind};
+use super::case::{ActivationSparsity, CaseSettings, CaseSparsity, GridKind, OrderKind};
 use crate::reference::baseline::gptaq::{GridCodes, GridConfig, GridRange, GroupGrids, Symmetry};
 use crate::reference::{
     Alpha, ColumnOrder, DeadChannels, Dialect, ExistingZeros, FailedFactor, LazyUpdate, NarrowGroups,
@@ -13,7 +13,109 @@ pub(super) fn needed<V: Clone>(value: &Option<V>, name: &str) -> Result<V, Strin
     value.clone().ok_or_else(|| format!("setting `{name}` is missing"))
 }
 
+/// The settings that an algorithm has, by name.
+fn names(algorithm: Kind, quantises: bool) -> Vec<&'static str> {
+    let r#loop = [
+        "block_size",
+        "damping",
+        "column_order",
+        "order_run",
+        "hessian_factor",
+        "group_member",
+        "identity_fallback",
+    ];
+    let mask = ["weight_sparsity", "skip_narrow_group", "preserve_mask", "bits"];
+    let residual = ["alpha", "activation_sparsity"];
+    let mut names = match algorithm {
+        Kind::SparseGpt => [&r#loop[..], &mask].concat(),
+        Kind::DuoGpt => [&r#loop[..], &mask, &residual].concat(),
+        Kind::Gptq => r#loop.to_vec(),
+        Kind::Gptaq => [&r#loop[..], &residual].concat(),
+        Kind::Wanda => vec!["weight_sparsity", "variant"],
+        Kind::Magnitude => vec!["weight_sparsity"],
+        Kind::Activation => vec!["activation_sparsity"],
+        Kind::Teal => vec!["activation_sparsity", "bins", "outlier_threshold", "apply_prefill"],
+    };
+    if quantises {
+        names.extend(["bits", "group_size", "static_groups", "symmetric", "mse", "grid"]);
+    }
+    names
+}
+
 impl CaseSettings {
+    /// These settings, with defaults for those that `algorithm` needs besides, and the rule of the mask.
+    ///
+    /// # Errors
+    /// A setting that the algorithm does not have.
+    pub fn completed(mut self, algorithm: Kind) -> Result<Self, String> {
+        let quantises = self.bits.is_some() || matches!(algorithm, Kind::Gptq | Kind::Gptaq);
+        let known = names(algorithm, quantises && names(algorithm, false).contains(&"block_size"));
+        let given = serde_json::to_value(&self).map_err(|error| error.to_string())?;
+        for name in given.as_object().into_iter().flat_map(|given| given.keys()) {
+            if !known.contains(&name.as_str()) {
+                return Err(format!(
+                    "`{name}` is no setting of {}; it has {}",
+                    algorithm.name(),
+                    known.join(", ")
+                ));
+            }
+        }
+        let has = |name: &str| known.contains(&name);
+        if has("weight_sparsity") {
+            let by_group = match self.weight_sparsity.get_or_insert(CaseSparsity::Fraction(0.5)) {
+                CaseSparsity::Groups { .. } => true,
+                CaseSparsity::Fraction(_) => false,
+            };
+            if algorithm == Kind::DuoGpt && by_group {
+                self.skip_narrow_group.get_or_insert(true);
+            }
+            let rule = match algorithm {
+                _ if by_group => "per-group-count",
+                Kind::Wanda if self.variant.is_some() => "cumulative-share",
+                Kind::Wanda => "per-row-count",
+                Kind::Magnitude => "per-layer-threshold-inclusive",
+                _ => "per-block-threshold-inclusive",
+            };
+            self.mask_rule = Some(rule.into());
+        }
+        if has("block_size") {
+            self.block_size.get_or_insert(32);
+            self.damping.get_or_insert(0.01);
+            if *self.column_order.get_or_insert(OrderKind::Natural) == OrderKind::Interleaved {
+                self.order_run.get_or_insert(8);
+            }
+            self.hessian_factor.get_or_insert(if algorithm == Kind::DuoGpt { 1 } else { 2 });
+        }
+        if has("alpha") {
+            self.alpha.get_or_insert(0.25);
+        }
+        if has("grid") {
+            self.bits.get_or_insert(4);
+            self.static_groups.get_or_insert(false);
+            self.symmetric.get_or_insert(true);
+            self.mse.get_or_insert(false);
+            self.grid.get_or_insert(match algorithm {
+                Kind::Gptaq => GridKind::Signed,
+                _ => GridKind::Offset,
+            });
+        }
+        if has("activation_sparsity") {
+            let p = self.activation_sparsity.get_or_insert(ActivationSparsity::One(0.5));
+            if let (Kind::Teal, ActivationSparsity::One(one)) = (algorithm, &p) {
+                *p = ActivationSparsity::Several(vec![*one]);
+            }
+        }
+        if algorithm == Kind::Activation {
+            self.mask_rule = Some("per-token-threshold-kept-inclusive".into());
+        }
+        if has("bins") {
+            self.bins.get_or_insert(200);
+            self.outlier_threshold.get_or_insert(0.01);
+            self.apply_prefill.get_or_insert(true);
+        }
+        Ok(self)
+    }
+
     /// p_w, or N:M.
     ///
     /// # Errors

@@ -24,6 +24,12 @@ pub(in crate::verify) const STAGES: [(&str, SliceBy, &[&str]); 18] = [
     ("output", SliceBy::Whole, &["output.weight", "output.activations", "output.error"]),
 ];
 
+/// Where a result fails that cannot be read, or is not there.
+pub(in crate::verify) const FILE: &str = "file";
+
+/// Where a case fails that the algorithm refuses.
+pub(in crate::verify) const REFUSED: &str = "refused";
+
 /// Whether the schema has a stage of this name.
 pub(super) fn is_stage(name: &str) -> bool {
     STAGES.iter().any(|(stage, ..)| *stage == name)

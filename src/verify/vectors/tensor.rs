@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use clap::ValueEnum;
 use ndarray::{Array2, ArrayView2};
 
 use crate::linalg::Scalar;
@@ -12,7 +13,7 @@ use crate::tensors::{Dtype, FloatType, TensorFile, TensorWriter};
 /// What a tensor holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
-    /// Numbers of this type.
+    /// Numbers of this type: as stored, or as coarse as a port's arithmetic.
     Reals(FloatType),
     /// A mask: 1 = pruned.
     Flags,
@@ -120,6 +121,30 @@ pub fn read_case_tensors(path: &Path) -> Result<CaseTensors, TensorError> {
         // A vector is one row, of no values too.
         let values = if info.shape.len() < 2 { row(values.into_iter().collect()) } else { values };
         tensors.insert(name.to_string(), CaseTensor { shape: info.shape.clone(), values, contents });
+    }
+    Ok(tensors)
+}
+
+/// Every tensor of a port's result file.
+///
+/// The entry `arithmetic` of the file's metadata (`f64`, `f32`, `bf16` or `f16`) names the type to which the port rounds its
+/// inputs, where that is coarser than the type in which a tensor is stored: numbers then count as numbers of that type.
+///
+/// # Errors
+/// As [`read_case_tensors`], and another `arithmetic`.
+pub fn read_results(path: &Path) -> Result<CaseTensors, TensorError> {
+    let mut tensors = read_case_tensors(path)?;
+    let Some(stated) = TensorFile::open(path)?.metadata.remove("arithmetic") else { return Ok(tensors) };
+    let arithmetic = FloatType::from_str(&stated, false).map_err(|_| TensorError::Malformed {
+        path: path.to_path_buf(),
+        detail: format!("metadata `arithmetic` is `{stated}`: give f64, f32, bf16 or f16"),
+    })?;
+    for tensor in tensors.values_mut() {
+        if let Contents::Reals(stored) = &mut tensor.contents
+            && arithmetic.unit_roundoff() > stored.unit_roundoff()
+        {
+            *stored = arithmetic;
+        }
     }
     Ok(tensors)
 }
