@@ -34,7 +34,8 @@ fn main() {
         trial("failures::a_broken_device_is_left_alone", failures::a_broken_device_is_left_alone),
     ];
     let published = read_json(&fixture("nano-llama/upstream.json"));
-    for run in published["runs"].as_object().unwrap().keys().cloned() {
+    for run in published["runs"].as_object().unwrap().keys() {
+        let run = run.clone();
         trials.push(Trial::test(format!("pruned::{run}"), move || {
             repeats(&run);
             Ok(())
