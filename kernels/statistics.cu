@@ -58,20 +58,19 @@ extern "C" __global__ void __launch_bounds__(256)
 
 constexpr u32 CHUNK = 32; // tokens of one block of split, and of one partial sum of squares
 
-// The splits of x + rest: each the nearest number of type H to what those before it leave. `apart`: from split to split.
+// The splits of x: each the nearest number of type H to what those before it leave. `apart`: from split to split.
 //
-//   inputs   splits of X^   splits of dX
+//   inputs   splits of X^   splits of dX, a difference in f32
 //   bf16     1 bf16         2 bf16         exact
 //   f16      1 f16          2 f16          exact, below half of f16's range
 //   f32      3 bf16         3 bf16         exact
 template <class H, u32 SPLITS>
-__device__ __forceinline__ void split(u16 *to, u64 apart, float x, float rest) {
+__device__ __forceinline__ void split(u16 *to, u64 apart, float x) {
 #pragma unroll
     for (u32 p = 0; p < SPLITS; p++) {
         H part = nearest<H>(x);
         to[p * apart] = part.bits;
-        x = (x - widen(part)) + rest; // exact: of the two either rest is zero, or x - part is a number of H
-        rest = 0.0f;
+        x -= widen(part); // exact
     }
 }
 
@@ -91,15 +90,10 @@ __device__ __forceinline__ void split_both(const T *dense, const T *sparse, u16 
         bool real = t < tokens && j < k;
         u64 from = (u64)t * k + j, to = (u64)(first + t) * stride + j;
         float sparse_x = real ? widen(sparse[from]) : 0.0f;
-        split<H, X>(x + to, apart, sparse_x, 0.0f);
+        split<H, X>(x + to, apart, sparse_x);
         if (!dense) continue;
         float dense_x = real ? widen(dense[from]) : 0.0f, d = dense_x - sparse_x;
-        float rest = 0.0f;
-        if (sizeof(T) == 2) { // what d lost: the splits hold it too
-            float subtracted = d - dense_x;
-            rest = (dense_x - (d - subtracted)) - (sparse_x + subtracted);
-        }
-        split<H, D>(dx + to, apart, d, rest);
+        split<H, D>(dx + to, apart, d);
         sum += d * d;
     }
     if (!dense) return;

@@ -182,7 +182,7 @@ const FAULTS: [(&str, &str, &str, &str); 69] = [
         "statistics",
     ),
     ("statistics.cu", "stages + slab % STAGES * STAGE + operand", "stages + operand", "statistics"),
-    ("statistics.cu", "x = (x - widen(part)) + rest;", "x = rest;", "statistics"),
+    ("statistics.cu", "x -= widen(part);", "x = 0.0f;", "statistics"),
     ("statistics.cu", "if (q >= Q) continue;", "if (q >= Q || p + q > 1) continue;", "statistics"),
     ("statistics.cu", "total[m][n][i] += sum[n][i];", "total[m][n][i] = sum[n][i];", "statistics"),
     ("statistics.cu", "+ (x - added) + *low;", "+ (x - added);", "statistics"),
