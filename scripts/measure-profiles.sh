@@ -59,3 +59,8 @@ measure hessian-drift "${base[@]}" --column-order hessian-drift
 measure interleaved "${base[@]}" --column-order interleaved
 measure natural+block-64 "${base[@]}" --block-size 64
 measure natural+block-256 "${base[@]}" --block-size 256
+measure upstream+alpha-0.25 --profile upstream --alpha 0.25
+measure interleaved+alpha-0.25 "${base[@]}" --column-order interleaved --alpha 0.25
+measure interleaved+damping-0.05 "${base[@]}" --column-order interleaved --damping 0.05
+measure interleaved+damping-0.05+alpha-0.25 "${base[@]}" --column-order interleaved --damping 0.05 --alpha 0.25
+measure natural+damping-0.05+alpha-0.25 "${base[@]}" --damping 0.05 --alpha 0.25

@@ -13,9 +13,15 @@ fn read(path: &str) -> String {
 }
 
 #[test]
-fn the_table_of_settings_is_what_was_measured() {
+fn the_tables_of_settings_are_what_was_measured() {
+    for results in ["profiles", "profiles-smollm2"] {
+        compare_table(&read(&format!("benches/results/{results}.csv")));
+    }
+}
+
+fn compare_table(results: &str) {
     let mut measured: BTreeMap<String, [Vec<f64>; 2]> = BTreeMap::new();
-    for line in read("benches/results/profiles.csv").lines().skip(1) {
+    for line in results.lines().skip(1) {
         let [setting, _seed, dense, sparse] = line.split(',').collect::<Vec<_>>()[..] else {
             panic!("four fields: {line}")
         };
