@@ -66,8 +66,6 @@ pub struct Computed {
     pub target: Option<Array2<f64>>,
     /// What the backend cannot do, so that nothing follows.
     pub stopped: Option<String>,
-    /// Why the Hessian has no factor, where that is the result: `output.error`.
-    pub no_factor: Option<FactorError>,
 }
 
 impl Computed {
@@ -120,9 +118,8 @@ pub fn layer_stages<T: Scalar, B: Inspect<T>>(
         computed.put("trace.damping", CaseTensor::vector([damped]));
     }
     let prepared = match backend.prepare(statistics, config, order) {
-        Err(BackendError::Prune(PruneError::Factor(error @ FactorError::NotPositiveDefinite { .. }))) => {
+        Err(BackendError::Prune(PruneError::Factor(FactorError::NotPositiveDefinite { .. }))) => {
             computed.put("output.error", CaseTensor::flag_vector(&[true]));
-            computed.no_factor = Some(error);
             return Ok(computed);
         }
         Err(reason @ BackendError::Unsupported { .. }) => {
