@@ -548,18 +548,19 @@ pub fn prune_activations(
     activation_sparsity.map_or(Ok(()), check_activation_sparsity)?;
     in_one_type!((&reals("activations", activations)?), |x| {
         let shape = x.shape().to_vec();
-        let mut pruned = x.as_array().to_shape(as_rows(&shape)?).map_err(refused)?.into_owned();
+        let mut pruned = x.as_array().as_standard_layout().into_owned();
+        let mut rows = pruned.view_mut().into_shape_with_order(as_rows(&shape)?).map_err(refused)?;
         let tokens = if shape.len() > 1 { shape[shape.len() - 2] } else { 1 };
         let dense = apply_prefill.map_or(0, |prompts| dense_tokens(tokens, prompts));
         py.detach(|| {
             if let Some(p) = activation_sparsity {
-                prune_tokens(pruned.view_mut(), p);
+                prune_tokens(rows, p);
             } else if let Some(threshold) = threshold {
-                for prompt in pruned.axis_chunks_iter_mut(Axis(0), tokens.max(1)) {
+                for prompt in rows.axis_chunks_iter_mut(Axis(0), tokens.max(1)) {
                     prune_below(prompt, threshold, dense);
                 }
             }
         });
-        Ok(give(py, pruned.into_shape_with_order(shape).map_err(refused)?))
+        Ok(give(py, pruned))
     })
 }
