@@ -166,7 +166,7 @@ fn in_sequences<'a, T: Number>(
         let rows = matrix(what, array)?;
         let ranges = sequence_rows(matrix("calls", &calls)?, rows.nrows())
             .map_err(|why| refused(format!("calls {why}")))?;
-        return Ok(ranges.into_iter().map(|range| rows.clone().slice_move(s![range, ..])).collect());
+        return Ok(ranges.into_iter().map(|range| rows.slice_move(s![range, ..])).collect());
     }
     match view.ndim() {
         2 => Ok(vec![matrix(what, array)?]),
