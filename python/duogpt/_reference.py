@@ -10,9 +10,10 @@ Errors are ``DuogptError`` (a ``ValueError``), and ``TypeError`` for arguments o
 
 from __future__ import annotations
 
-from typing import Any, Literal, Mapping, Sequence, Union
+from typing import Any, Literal, Mapping, Sequence, Union, overload
 
 import numpy
+from numpy.typing import NDArray
 
 from . import _duogpt
 from ._duogpt import Prepared, Pruned, Statistics
@@ -33,7 +34,7 @@ def statistics(activations: Any, dense_activations: Any = None, *, calls: Any = 
     return _duogpt.statistics(activations, dense_activations, calls)
 
 
-def channel_norms(activations: Any, *, calls: Any = None) -> numpy.ndarray:
+def channel_norms(activations: Any, *, calls: Any = None) -> NDArray[Any]:
     """The mean over sequences of the sum over tokens of x^2 (k): what Wanda needs. Arguments as in ``statistics``."""
     return _duogpt.channel_norms(activations, calls)
 
@@ -293,22 +294,33 @@ def magnitude(weight: Any, *, weight_sparsity: Sparsity = 0.5, skip_narrow_group
     return _duogpt.magnitude(weight, weight_sparsity, skip_narrow_group)
 
 
+@overload
+def thresholds(
+    activations: Any, activation_sparsity: float, *, bins: int | None = None, outlier_threshold: float = 0.01
+) -> float: ...
+@overload
+def thresholds(
+    activations: Any,
+    activation_sparsity: Sequence[float],
+    *,
+    bins: int | None = None,
+    outlier_threshold: float = 0.01,
+) -> NDArray[Any]: ...
 def thresholds(
     activations: Any,
     activation_sparsity: float | Sequence[float],
     *,
     bins: int | None = None,
     outlier_threshold: float = 0.01,
-) -> Any:
+) -> float | NDArray[Any]:
     """TEAL's threshold t for a sparsity, or an array of one for each of several: |x| <= t is pruned.
 
     Magnitudes are counted in logarithmic bins; with ``bins``, signed values are counted in that many bins of equal width,
     with a share of ``outlier_threshold`` on either side in the outermost bins, as in the original code.
     """
-    several = numpy.ndim(activation_sparsity) > 0
-    asked = list(activation_sparsity) if several else [activation_sparsity]
-    found = _duogpt.thresholds(activations, asked, bins, outlier_threshold)
-    return numpy.array(found) if several else found[0]
+    asked = numpy.asarray(activation_sparsity, dtype=float)
+    found = _duogpt.thresholds(activations, numpy.atleast_1d(asked).tolist(), bins, outlier_threshold)
+    return numpy.array(found) if asked.ndim else found[0]
 
 
 def prune_activations(
@@ -317,7 +329,7 @@ def prune_activations(
     *,
     threshold: float | None = None,
     apply_prefill: bool | None = None,
-) -> numpy.ndarray:
+) -> NDArray[Any]:
     """A copy of the activations (... x tokens x k) with the entries of small magnitude set to zero.
 
     ``activation_sparsity`` prunes this fraction of each token's entries; ties at the threshold stay. ``threshold`` prunes

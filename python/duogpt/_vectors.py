@@ -20,6 +20,10 @@ def cases(algorithm: str | None = None, *, vectors: str | os.PathLike[str] | Non
 
     The algorithms are activation, duogpt, gptaq, gptq, magnitude, sparsegpt, teal and wanda.
     """
+    return _cases(algorithm, vectors)
+
+
+def _cases(algorithm: str | None, vectors: str | os.PathLike[str] | None) -> list[Case]:
     _known(algorithm)
     found = _duogpt.cases(VECTORS if vectors is None else vectors)
     return [case for case in found if algorithm in (None, case.algorithm)]
@@ -52,13 +56,14 @@ def check(
     ``function(case)`` reads ``case.inputs`` and ``case.settings``, and returns its arrays by the names that
     ``case.expected`` has: the output is required, every other tensor it returns is compared too, and the report names the
     first wrong stage in computing order. An array alone counts as the output. Where ``case.outputs`` is
-    ``["output.error"]``, the original stops with an error, and the result must be ``{"output.error": [1]}``.
+    ``["output.error"]``, the original stops with an error, and the result must be ``{"output.error": [1]}``. A result that
+    shows nothing but zeros or inputs is undecided where that is right.
 
     ``cases`` are those to run, where not all of an algorithm are wanted. ``rtol`` replaces the tolerance of the cases,
     for a port in single precision about 1e-4. Exceptions of the function become failures in the report.
     """
     if cases is None:
-        cases = globals()["cases"](algorithm, vectors=vectors)
+        cases = _cases(algorithm, vectors)
     elif algorithm is not None or vectors is not None:
         raise TypeError("give either cases, or algorithm and vectors")
     name = getattr(function, "__qualname__", type(function).__qualname__)

@@ -70,13 +70,22 @@ pub type Reals<'py> = Typed<PyReadonlyArrayDyn<'py, f32>, PyReadonlyArrayDyn<'py
 /// # Errors
 /// `TypeError` for another type of elements.
 pub fn reals<'py>(what: &str, value: &Bound<'py, PyAny>) -> PyResult<Reals<'py>> {
+    let other_type = |dtype: &Bound<PyAny>| {
+        PyTypeError::new_err(format!("{what} has type {dtype}: convert it to float32 or float64"))
+    };
+    if let Some(dtype) = bfloat16(value) {
+        return Err(other_type(&dtype));
+    }
     let array = as_array(what, value)?;
     if let Ok(array) = array.extract() {
         return Ok(Typed::F32(array));
     }
-    array.extract().map(Typed::F64).map_err(|_| {
-        PyTypeError::new_err(format!("{what} has type {}: float32 or float64 is needed", array.dtype()))
-    })
+    array.extract().map(Typed::F64).map_err(|_| other_type(&array.dtype()))
+}
+
+/// The type of `value` if it is bfloat16, which numpy does not have.
+fn bfloat16<'py>(value: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    value.getattr("dtype").ok().filter(|dtype| dtype.to_string().ends_with("bfloat16"))
 }
 
 /// Rows and columns of an array.
@@ -129,15 +138,19 @@ pub fn of_case_tensor(py: Python, tensor: &CaseTensor) -> Py<PyAny> {
 /// # Errors
 /// `TypeError` for what is not an array of numbers.
 pub fn to_case_tensor(name: &str, value: &Bound<PyAny>) -> PyResult<CaseTensor> {
-    let array = as_array(name, value)?;
+    let is_bfloat16 = bfloat16(value).is_some();
+    let array = match is_bfloat16 && value.hasattr("float")? {
+        true => as_array(name, &value.call_method0("float")?)?, // of PyTorch: exact
+        false => as_array(name, value)?,
+    };
     let dtype = array.dtype();
     let contents = match (dtype.kind(), dtype.itemsize()) {
+        _ if is_bfloat16 => Contents::Reals(FloatType::Bf16),
         (b'f', 8) => Contents::Reals(FloatType::F64),
         (b'f', 4) => Contents::Reals(FloatType::F32),
         (b'f', 2) => Contents::Reals(FloatType::F16),
         (b'b', _) | (b'u', 1) => Contents::Flags,
         (b'i' | b'u', _) => Contents::Integers,
-        _ if dtype.to_string() == "bfloat16" => Contents::Reals(FloatType::Bf16),
         _ => {
             let said = format!("{name} has type {dtype}: numbers, integers or bool are needed");
             return Err(PyTypeError::new_err(said));

@@ -1,5 +1,7 @@
 //! The reference by function.
 
+use std::borrow::Cow;
+
 use duogpt::backend::Cpu;
 use duogpt::reference::activation::prune_activations as prune_tokens;
 use duogpt::reference::baseline::gptaq::{GridConfig, quantise};
@@ -312,19 +314,23 @@ fn run<T: Number>(
 }
 
 /// The statistics that the method uses: SparseGPT and GPTQ know no dX.
-fn used<T: Number>(statistics: &reference::Statistics<T>, kind: Kind) -> PyResult<reference::Statistics<T>> {
-    let mut statistics = statistics.clone();
-    match kind {
-        Kind::SparseGpt | Kind::Gptq => statistics.residual = None,
-        _ if statistics.residual.is_none() => {
-            return Err(refused(format!(
-                "{} needs the statistics of dX: give dense_activations to `statistics` too",
-                kind.name()
-            )));
-        }
-        _ => {}
+fn used<T: Number>(
+    statistics: &reference::Statistics<T>,
+    kind: Kind,
+) -> PyResult<Cow<'_, reference::Statistics<T>>> {
+    let with_residual = matches!(kind, Kind::DuoGpt | Kind::Gptaq);
+    match statistics.residual.is_some() {
+        false if with_residual => Err(refused(format!(
+            "{} needs the statistics of dX: give dense_activations to `statistics` too",
+            kind.name()
+        ))),
+        true if !with_residual => Ok(Cow::Owned(reference::Statistics {
+            sequences: statistics.sequences,
+            hessian: statistics.hessian.clone(),
+            residual: None,
+        })),
+        _ => Ok(Cow::Borrowed(statistics)),
     }
-    Ok(statistics)
 }
 
 #[pyfunction]
@@ -385,18 +391,17 @@ pub fn prepare(
     fn prepared<T: Number>(
         py: Python,
         statistics: &reference::Statistics<T>,
+        kind: Kind,
         config: &reference::PruneConfig,
         order: Option<&[usize]>,
     ) -> PyResult<prune::Prepared<T>> {
-        py.detach(|| prune::prepare(statistics, config, order)).map_err(|error| raise(py, error))
+        let statistics = used(statistics, kind)?;
+        py.detach(|| prune::prepare(&statistics, config, order)).map_err(|error| raise(py, error))
     }
+    let order = order.as_deref();
     Ok(Prepared(match &statistics.0 {
-        Typed::F32(statistics) => {
-            Typed::F32(prepared(py, &used(statistics, kind)?, &config, order.as_deref())?)
-        }
-        Typed::F64(statistics) => {
-            Typed::F64(prepared(py, &used(statistics, kind)?, &config, order.as_deref())?)
-        }
+        Typed::F32(statistics) => Typed::F32(prepared(py, statistics, kind, &config, order)?),
+        Typed::F64(statistics) => Typed::F64(prepared(py, statistics, kind, &config, order)?),
     }))
 }
 

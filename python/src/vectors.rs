@@ -1,17 +1,19 @@
 //! The test vectors, and the judge of `duogpt verify`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use duogpt::backend::{Backend, Cpu};
 use duogpt::verify::html::page;
-use duogpt::verify::report;
+use duogpt::verify::report::{self, CaseStatus, FileReport};
 use duogpt::verify::tensors::compare_arrays;
 use duogpt::verify::vectors::case::{self, TensorRole};
 use duogpt::verify::vectors::{CaseTensors, failed_call, judge_results, load_all};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::PyDict;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::array::{of_case_tensor, to_case_tensor};
 use crate::error::refused;
@@ -259,44 +261,45 @@ impl Report {
         Ok(())
     }
 
-    /// Whether something was compared, and all of it agrees.
+    /// Whether no case fails and at least one passes. Of compared arrays: whether all agree.
     #[getter]
     fn passed(&self) -> bool {
-        !self.0.files.is_empty() && self.0.failed() == 0
+        let decided =
+            |file: &FileReport| file.case.as_ref().is_none_or(|case| case.status == CaseStatus::Pass);
+        self.0.failed() == 0 && self.0.files.iter().any(decided)
+    }
+
+    /// The verdict on each case by its name: "pass", "fail", or "undecided" where nothing is wrong, but all that the
+    /// function returned is zero or repeats an input.
+    #[getter]
+    fn verdicts(&self, py: Python) -> PyResult<Py<PyAny>> {
+        let cases = self.0.files.iter().filter_map(|file| file.case.as_ref());
+        plain(py, &cases.map(|case| (&case.name, case.status)).collect::<BTreeMap<_, _>>())
     }
 
     /// A dict for each failure: case, stage, tensor, place, why, cause. Of compared arrays: tensor and why.
     #[getter]
-    fn failures<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let failures = PyList::empty(py);
-        for file in self.0.files.iter().filter(|file| !file.passed()) {
-            let Some(case) = &file.case else {
-                for stage in file.stages.iter().filter(|stage| !stage.passed) {
-                    let failure = PyDict::new(py);
-                    failure.set_item("tensor", &stage.name)?;
-                    failure.set_item(
-                        "why",
-                        std::iter::once(stage.summary())
-                            .chain(stage.explanation())
-                            .collect::<Vec<_>>()
-                            .join("\n"),
-                    )?;
-                    failures.append(failure)?;
-                }
-                continue;
-            };
-            let failure = PyDict::new(py);
-            failure.set_item("case", &case.name)?;
-            if let Some(found) = &case.failure {
-                failure.set_item("stage", &found.stage)?;
-                failure.set_item("tensor", &found.tensor)?;
-                failure.set_item("place", &found.place)?;
-                failure.set_item("why", &found.why)?;
+    fn failures(&self, py: Python) -> PyResult<Py<PyAny>> {
+        let mut failures = Vec::new();
+        for file in &self.0.files {
+            match &file.case {
+                Some(case) => failures.extend(case.failure.as_ref().map(|failure| {
+                    json!({
+                        "case": case.name,
+                        "stage": failure.stage,
+                        "tensor": failure.tensor,
+                        "place": failure.place,
+                        "why": failure.why,
+                        "cause": case.cause,
+                    })
+                })),
+                None => failures.extend(file.stages.iter().filter(|stage| !stage.passed).map(|stage| {
+                    let why: Vec<String> = [vec![stage.summary()], stage.explanation()].concat();
+                    json!({ "tensor": stage.name, "why": why.join("\n") })
+                })),
             }
-            failure.set_item("cause", &case.cause)?;
-            failures.append(failure)?;
         }
-        Ok(failures)
+        plain(py, &failures)
     }
 
     /// The whole report as plain data: what `duogpt verify --json` prints.
@@ -322,10 +325,14 @@ impl Report {
     fn __str__(&self) -> String {
         let text: String = self.0.files.iter().map(|file| file.to_text()).collect();
         let failed = self.0.failed();
-        match self.0.files.iter().all(|file| file.case.is_some()) {
-            true => format!("{text}{} cases, {failed} failed", self.0.files.len()),
-            false => format!("{text}{} stages, {failed} failed", self.0.stages().count()),
+        if self.0.files.iter().any(|file| file.case.is_none()) {
+            return format!("{text}{} stages, {failed} failed", self.0.stages().count());
         }
+        let undecided = match self.0.cases(CaseStatus::Undecided) {
+            0 => String::new(),
+            count => format!(", {count} undecided"),
+        };
+        format!("{text}{} cases, {failed} failed{undecided}", self.0.files.len())
     }
 
     fn __repr__(&self) -> String {
