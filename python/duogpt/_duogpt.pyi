@@ -1,7 +1,29 @@
 import os
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, Self, Sequence, final
 
 from numpy.typing import NDArray
+
+__all__ = [
+    "Case",
+    "DuogptError",
+    "Negative",
+    "NotPositiveDefiniteError",
+    "Prepared",
+    "Pruned",
+    "Report",
+    "Statistics",
+    "cases",
+    "channel_norms",
+    "compare",
+    "layer",
+    "magnitude",
+    "negatives",
+    "prepare",
+    "prune_activations",
+    "statistics",
+    "thresholds",
+    "wanda",
+]
 
 class DuogptError(ValueError): ...
 
@@ -9,8 +31,9 @@ class NotPositiveDefiniteError(DuogptError):
     column: int
     pivot: float
 
+@final
 class Statistics:
-    def __init__(self, k: int, *, residual: bool = False, dtype: str = "float64") -> None: ...
+    def __new__(cls, k: int, *, residual: bool = False, dtype: str = "float64") -> Self: ...
     def update(self, activations: Any, dense_activations: Any = None) -> None: ...
     @property
     def k(self) -> int: ...
@@ -25,6 +48,7 @@ class Statistics:
     @property
     def dxdxt(self) -> NDArray[Any] | None: ...
 
+@final
 class Prepared:
     def prune(self, weight: Any, mask: Any = None) -> Pruned: ...
     @property
@@ -38,6 +62,7 @@ class Prepared:
     @property
     def score_scale(self) -> NDArray[Any]: ...
 
+@final
 class Pruned:
     @property
     def weight(self) -> NDArray[Any]: ...
@@ -56,6 +81,7 @@ class Pruned:
     @property
     def stages(self) -> dict[str, NDArray[Any]] | None: ...
 
+@final
 class Case:
     @property
     def name(self) -> str: ...
@@ -82,6 +108,7 @@ class Case:
     @property
     def tolerance(self) -> float: ...
 
+@final
 class Negative:
     @property
     def name(self) -> str: ...
@@ -96,8 +123,9 @@ class Negative:
     @property
     def results(self) -> dict[str, NDArray[Any]]: ...
 
+@final
 class Report:
-    def __init__(self, command: str) -> None: ...
+    def __new__(cls, command: str) -> Self: ...
     def judge(
         self, case: Case, function: str, results: dict[str, Any], rtol: float | None
     ) -> None: ...

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import tracemalloc
 
 import numpy
 import pytest
@@ -81,7 +82,7 @@ def test_the_type_of_the_arguments_decides(layer):
         duogpt.prune(weight, single)
     with pytest.raises(TypeError, match="some arguments are float32 and some float64"):
         duogpt.statistics(sparse, dense.astype("float32"))
-    with pytest.raises(TypeError, match="weight has type float16: float32 or float64"):
+    with pytest.raises(TypeError, match="weight has type float16: convert it to float32 or float64"):
         duogpt.magnitude(weight.astype("float16"))
     with pytest.raises(TypeError, match="weight has type int64"):
         duogpt.magnitude(weight.astype("int64"))
@@ -147,9 +148,22 @@ def test_tensors_of_pytorch_are_accepted(layer):
     weight = layer[0]
     tensor = torch.nn.Parameter(torch.from_numpy(weight))
     assert (duogpt.magnitude(tensor).weight == duogpt.magnitude(weight).weight).all()
-    half = tensor.detach().to(torch.bfloat16)
-    with pytest.raises(TypeError, match="weight"):
+    half = torch.from_numpy(weight).to(torch.bfloat16)
+    with pytest.raises(TypeError, match="weight has type torch.bfloat16: convert it to float32 or float64"):
         duogpt.magnitude(half)
+    # As a result it is rounded to bfloat16, u = 2^-8, and not to something finer.
+    assert duogpt.compare(weight, half, tolerance=2.0**-8) and not duogpt.compare(weight, half, tolerance=2.0**-12)
+    assert duogpt.compare(half, half.float().numpy(), tolerance=0.0)
+
+
+def test_tensors_of_pytorch_are_not_copied():
+    torch = pytest.importorskip("torch")
+    weight = torch.ones(1000, 1000, dtype=torch.float64)
+    tracemalloc.start()
+    pruned = duogpt.magnitude(weight.T).weight
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pruned.shape == weight.shape and peak < weight.nbytes / 10
 
 
 def test_what_cannot_be_pruned_is_refused_with_the_reason(layer):
