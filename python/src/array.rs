@@ -96,7 +96,7 @@ pub fn matrix<'a, T: Number>(what: &str, array: &'a PyReadonlyArrayDyn<T>) -> Py
     let found = array.shape().to_vec();
     let view: ArrayViewD<T> = array.as_array();
     view.into_dimensionality()
-        .map_err(|_| refused(format!("{what} has shape {found:?}, expected rows and columns")))
+        .map_err(|_| refused(format!("the shape of {what} is {found:?}, expected rows and columns")))
 }
 
 /// A mask (n x k).

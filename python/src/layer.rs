@@ -15,7 +15,7 @@ use duogpt::verify::vectors::case::WandaVariant;
 use duogpt::verify::vectors::{Followed, layer_stages, sequence_rows};
 use numpy::ndarray::{Array1, ArrayView2, ArrayViewD, Axis, Ix1, Ix2, s};
 use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -41,10 +41,12 @@ macro_rules! each_type {
     };
 }
 
-fn empty<T: Number>(k: usize, residual: bool) -> reference::Statistics<T> {
-    match residual {
-        true => reference::Statistics::with_residual(k),
-        false => reference::Statistics::hessian_only(k),
+fn empty<T: Number>(k: usize, residual: bool) -> PyResult<reference::Statistics<T>> {
+    let reserved = k.checked_mul(k).map(|values| Vec::<T>::new().try_reserve_exact(values));
+    match reserved {
+        Some(Ok(())) if residual => Ok(reference::Statistics::with_residual(k)),
+        Some(Ok(())) => Ok(reference::Statistics::hessian_only(k)),
+        _ => Err(PyMemoryError::new_err(format!("no memory for the Hessian, {k} x {k}"))),
     }
 }
 
@@ -54,8 +56,8 @@ impl Statistics {
     #[pyo3(signature = (k, *, residual=false, dtype="float64"))]
     fn new(k: usize, residual: bool, dtype: &str) -> PyResult<Self> {
         Ok(Statistics(match dtype {
-            "float32" => Typed::F32(empty(k, residual)),
-            "float64" => Typed::F64(empty(k, residual)),
+            "float32" => Typed::F32(empty(k, residual)?),
+            "float64" => Typed::F64(empty(k, residual)?),
             _ => return Err(refused(format!("dtype `{dtype}`: float32 or float64 is needed"))),
         }))
     }
@@ -138,8 +140,8 @@ fn add<T: Number>(
     let shape = |what, expected: (usize, usize), found: (usize, usize)| {
         Err(raise(py, PruneError::Shape { what, expected, found }))
     };
-    if sparse.ncols() != k {
-        return shape("activations", (sparse.nrows(), k), sparse.dim());
+    if sparse.ncols() != k || sparse.is_empty() {
+        return shape("activations", (sparse.nrows().max(1), k), sparse.dim());
     }
     let dense = match (&statistics.residual, dense) {
         (Some(_), None) => {
@@ -178,7 +180,7 @@ fn in_sequences<'a, T: Number>(
             (0..length).map(|at| sequence(at).map_err(refused)).collect()
         }
         _ => Err(refused(format!(
-            "{what} has shape {:?}, expected tokens x k or sequences x tokens x k",
+            "the shape of {what} is {:?}, expected tokens x k or sequences x tokens x k",
             array.shape()
         ))),
     }
@@ -200,8 +202,8 @@ pub fn statistics(
         dense: Option<&PyReadonlyArrayDyn<T>>,
         calls: Option<&Bound<PyAny>>,
     ) -> PyResult<reference::Statistics<T>> {
-        let mut statistics = empty(sparse.shape().last().copied().unwrap_or(0), dense.is_some());
         let parts = in_sequences("activations", sparse, calls)?;
+        let mut statistics = empty(sparse.shape().last().copied().unwrap_or(0), dense.is_some())?;
         match dense {
             None => parts.into_iter().try_for_each(|part| add(py, &mut statistics, None, part))?,
             Some(dense) if dense.shape() != sparse.shape() => {
@@ -284,7 +286,9 @@ impl Pruned {
 impl Pruned {
     fn __repr__(&self, py: Python) -> PyResult<String> {
         let shape = self.weight.getattr(py, "shape")?;
-        let zeros: f64 = self.mask.call_method0(py, "mean")?.extract(py)?;
+        let zeros: f64 = self.mask.call_method0(py, "sum")?.extract(py)?;
+        let size: f64 = self.mask.getattr(py, "size")?.extract(py)?;
+        let zeros = zeros / size.max(1.0);
         let quantised = if self.codes.is_some() { ", quantised" } else { "" };
         Ok(format!("Pruned(shape={shape}, pruned={zeros:.4}{quantised})"))
     }
@@ -318,6 +322,9 @@ fn used<T: Number>(
     statistics: &reference::Statistics<T>,
     kind: Kind,
 ) -> PyResult<Cow<'_, reference::Statistics<T>>> {
+    if statistics.sequences == 0 {
+        return Err(refused("the statistics are of no sequence: `update` was not called"));
+    }
     let with_residual = matches!(kind, Kind::DuoGpt | Kind::Gptaq);
     match statistics.residual.is_some() {
         false if with_residual => Err(refused(format!(
@@ -341,13 +348,13 @@ pub fn layer(
     algorithm: &str,
     weight: &Bound<PyAny>,
     statistics: &Statistics,
-    keywords: Keywords,
+    keywords: &Bound<PyAny>,
     order: Option<Vec<usize>>,
     mask: Option<&Bound<PyAny>>,
     stages: bool,
 ) -> PyResult<Pruned> {
     let kind: Kind = chosen("algorithm", algorithm)?;
-    let (config, grids) = keywords.configs(kind)?;
+    let (config, grids) = Keywords::read(keywords)?.configs(kind)?;
     let weight = reals("weight", weight)?;
     let mask = mask.map(mask_of).transpose()?;
     let mask = mask.as_ref().map(|mask| mask.as_array());
@@ -383,11 +390,11 @@ pub fn prepare(
     py: Python,
     algorithm: &str,
     statistics: &Statistics,
-    keywords: Keywords,
+    keywords: &Bound<PyAny>,
     order: Option<Vec<usize>>,
 ) -> PyResult<Prepared> {
     let kind: Kind = chosen("algorithm", algorithm)?;
-    let (config, _) = keywords.configs(kind)?;
+    let (config, _) = Keywords::read(keywords)?.configs(kind)?;
     fn prepared<T: Number>(
         py: Python,
         statistics: &reference::Statistics<T>,
@@ -512,9 +519,15 @@ pub fn thresholds(
     bins: Option<usize>,
     outlier_threshold: f64,
 ) -> PyResult<Vec<f64>> {
+    if bins.is_some_and(|bins| Vec::<[f64; 3]>::new().try_reserve_exact(bins).is_err()) {
+        return Err(PyMemoryError::new_err(format!("no memory for {} bins", bins.unwrap_or_default())));
+    }
     in_one_type!((&reals("activations", activations)?), |x| {
         let x = x.as_array();
         let x = x.to_shape(as_rows(x.shape())?).map_err(refused)?; // a copy only where the strides ask for one
+        if let Some(((row, column), _)) = x.indexed_iter().find(|(_, x)| !x.is_finite()) {
+            return Err(raise(py, PruneError::NotFinite { what: "activations", row, column }));
+        }
         let found = py.detach(|| match bins {
             Some(bins) => {
                 let histogram = LinearHistogram::new(x.view(), bins, outlier_threshold)?;
@@ -551,6 +564,9 @@ pub fn prune_activations(
         return Err(PyTypeError::new_err("give either activation_sparsity or threshold"));
     }
     activation_sparsity.map_or(Ok(()), check_activation_sparsity)?;
+    if let Some(threshold) = threshold.filter(|threshold| threshold.is_nan() || *threshold < 0.0) {
+        return Err(refused(format!("threshold {threshold} must be a number that is not negative")));
+    }
     in_one_type!((&reals("activations", activations)?), |x| {
         let shape = x.shape().to_vec();
         let mut pruned = x.as_array().as_standard_layout().into_owned();

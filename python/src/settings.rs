@@ -4,6 +4,7 @@ use duogpt::reference::baseline::gptaq::GridConfig;
 use duogpt::reference::{NarrowGroups, PruneConfig, Sparsity};
 use duogpt::verify::kind::Kind;
 use duogpt::verify::vectors::case::{CaseSettings, CaseSparsity, CountsPruned};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde::de::DeserializeOwned;
@@ -51,7 +52,22 @@ pub struct Keywords<'py> {
     static_groups: Option<bool>,
 }
 
-impl Keywords<'_> {
+impl<'py> Keywords<'py> {
+    /// The keyword arguments in a dict.
+    ///
+    /// # Errors
+    /// `TypeError` that names the one whose value cannot be used.
+    pub fn read(keywords: &Bound<'py, PyAny>) -> PyResult<Self> {
+        keywords.extract().map_err(|error: PyErr| match error.cause(keywords.py()) {
+            Some(cause) => {
+                let said = error.to_string();
+                let name = said.rsplit('.').next().unwrap_or_default(); // ends with `Keywords.<name>`
+                PyTypeError::new_err(format!("{name}: {}", cause.value(keywords.py())))
+            }
+            None => error,
+        })
+    }
+
     fn case_settings(&self) -> PyResult<CaseSettings> {
         let weight_sparsity =
             self.weight_sparsity.as_ref().map(sparsity).transpose()?.map(|found| match found {
@@ -82,6 +98,9 @@ impl Keywords<'_> {
 
     /// The loop's settings, and the grids if weights are rounded to some.
     pub fn configs(&self, kind: Kind) -> PyResult<(PruneConfig, Option<GridConfig>)> {
+        if matches!(kind, Kind::DuoGpt | Kind::SparseGpt) && self.weight_sparsity.is_none() {
+            return Err(PyTypeError::new_err("weight_sparsity: a fraction or \"N:M\" is needed"));
+        }
         let settings = self.case_settings()?;
         let mut config = settings.prune_config(kind).map_err(refused)?;
         if let Some(update) = choice("lazy_update", &self.lazy_update)? {
@@ -114,13 +133,18 @@ pub fn sparsity(value: &Bound<PyAny>) -> PyResult<Sparsity> {
         return text.parse().map_err(|error: String| refused(format!("weight_sparsity: {error}")));
     }
     if let Ok(groups) = value.cast::<PyDict>() {
-        let at = |name: &str| value.get_item(name)?.extract();
+        let at = |name: &str| match groups.get_item(name)? {
+            Some(count) => count.extract(),
+            None => Err(refused(format!("weight_sparsity: \"{name}\" is missing; N of every M are pruned"))),
+        };
         if groups.get_item("counts")?.is_some_and(|counts| !counts.eq("pruned").unwrap_or(false)) {
             return Err(refused("weight_sparsity: n counts what is pruned: \"counts\" must be \"pruned\""));
         }
         return Ok(Sparsity::NofM { n: at("n")?, m: at("m")? });
     }
-    Ok(Sparsity::Unstructured(value.extract()?))
+    value.extract().map(Sparsity::Unstructured).map_err(|_| {
+        PyTypeError::new_err(format!("weight_sparsity is {value}: a fraction or \"N:M\" is needed"))
+    })
 }
 
 /// What becomes of N:M groups that are cut short.

@@ -173,7 +173,6 @@ def test_what_cannot_be_pruned_is_refused_with_the_reason(layer):
     def refused(words, call, error=duogpt.DuogptError):
         with pytest.raises(error, match=words) as caught:
             call()
-        assert isinstance(caught.value, (ValueError, TypeError))
         return caught.value
 
     refused("weight sparsity 1 is outside", lambda: duogpt.prune(weight, gathered, weight_sparsity=1))
@@ -186,7 +185,7 @@ def test_what_cannot_be_pruned_is_refused_with_the_reason(layer):
     refused("not a permutation of 32", lambda: duogpt.prune(weight, gathered, order=[0] * 32))
     refused("grids of 40 bits", lambda: duogpt.gptaq(weight, gathered, bits=40))
     refused("expected \\(12, 32\\)", lambda: duogpt.prune(weight[:, :8], gathered))
-    refused("weight has shape \\[12\\]", lambda: duogpt.magnitude(weight[:, 0]))
+    refused("the shape of weight is \\[12\\]", lambda: duogpt.magnitude(weight[:, 0]))
     refused("needs the statistics of dX", lambda: duogpt.prune(weight, duogpt.statistics(sparse)))
     refused("dense_activations have shape", lambda: duogpt.statistics(sparse, dense[:2]))
     refused("calls counts 40 tokens", lambda: duogpt.statistics(sparse.reshape(120, 32), calls=[[1, 40]]))
@@ -195,7 +194,20 @@ def test_what_cannot_be_pruned_is_refused_with_the_reason(layer):
     refused("activation sparsity 2", lambda: duogpt.thresholds(dense, 2.0))
     refused("2 bins", lambda: duogpt.thresholds(dense, 0.5, bins=2))
     refused("either", lambda: duogpt.prune_activations(dense), TypeError)
-    refused("damping", lambda: duogpt.prune(weight, gathered, damping="much"), TypeError)
+    refused("damping: .*real number", lambda: duogpt.prune(weight, gathered, damping="much"), TypeError)
+    refused("block_size: .*negative", lambda: duogpt.prune(weight, gathered, block_size=-1), TypeError)
+    refused("weight_sparsity: a fraction", lambda: duogpt.prune(weight, gathered, weight_sparsity=None), TypeError)
+    refused("weight_sparsity is .*: a fraction", lambda: duogpt.magnitude(weight, weight_sparsity=[2, 4]), TypeError)
+    refused("\"m\" is missing", lambda: duogpt.magnitude(weight, weight_sparsity={"n": 2}))
+    refused("threshold -1 must", lambda: duogpt.prune_activations(dense, threshold=-1.0))
+    refused("threshold NaN must", lambda: duogpt.prune_activations(dense, threshold=float("nan")))
+    refused("activations has a value that is not finite at row 0, column 0", lambda: duogpt.thresholds(dense * numpy.inf, 0.5))
+    # A hook that never fired.
+    refused("of no sequence", lambda: duogpt.sparsegpt(weight, duogpt.Statistics(32)))
+    refused("the activations has shape \\(0, 32\\), expected \\(1, 32\\)", lambda: duogpt.statistics(dense[0, :0]))
+    refused("no memory for the Hessian", lambda: duogpt.Statistics(2**31), MemoryError)
+    refused("no memory for the Hessian", lambda: duogpt.Statistics(2**40), MemoryError)
+    refused("no memory for .* bins", lambda: duogpt.thresholds(dense, 0.5, bins=10**15), MemoryError)
     refused("mask has type float64", lambda: duogpt.prune(weight, gathered, mask=weight), TypeError)
     refused("variant `cumulative` has no N:M", lambda: duogpt.wanda(weight, numpy.ones(32), weight_sparsity="2:4", variant="cumulative"))
     refused("norms have shape", lambda: duogpt.wanda(weight, weight))
