@@ -2,6 +2,7 @@
 
 use duogpt::backend::BackendError;
 use duogpt::reference::{ConfigError, FactorError, PruneError};
+use duogpt::verify::compare::relative_tolerance;
 use pyo3::create_exception;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -38,6 +39,11 @@ pub fn raise(py: Python, error: impl Into<BackendError>) -> PyErr {
         Ok(()) => raised,
         Err(other) => other,
     }
+}
+
+/// A tolerance below 1.
+pub fn check_tolerance(value: f64) -> PyResult<()> {
+    relative_tolerance(&value.to_string()).map(drop).map_err(refused)
 }
 
 /// An activation sparsity in [0, 1).

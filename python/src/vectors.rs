@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::array::{of_case_tensor, to_case_tensor};
-use crate::error::refused;
+use crate::error::{check_tolerance, refused};
 
 /// One linear layer of the test vectors: inputs, settings and every intermediate result of the original tool.
 #[pyclass(frozen, module = "duogpt")]
@@ -247,6 +247,7 @@ impl Report {
         results: &Bound<PyDict>,
         rtol: Option<f64>,
     ) -> PyResult<()> {
+        rtol.map_or(Ok(()), check_tolerance)?;
         let report = match named_tensors(results) {
             Ok(tensors) => py.detach(|| judge_results(&case.0, &function, &tensors, rtol)),
             Err(error) => failed_call(&case.0, &function, error.value(py).to_string()),
@@ -343,6 +344,7 @@ impl Report {
 /// Compares arrays by name.
 #[pyfunction]
 pub fn compare(expected: &Bound<PyDict>, found: &Bound<PyDict>, tolerance: f64) -> PyResult<Report> {
+    check_tolerance(tolerance)?;
     let (expected_tensors, found_tensors) = (named_tensors(expected)?, named_tensors(found)?);
     let file = expected
         .py()

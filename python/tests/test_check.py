@@ -189,11 +189,18 @@ def test_compare_takes_single_arrays_of_any_type():
     assert duogpt.compare(x, x.tolist()) and duogpt.compare(3.0, 3.0)
     assert duogpt.compare(x, x.astype("float16"), tolerance=2.0**-11)  # u of float16
     assert not duogpt.compare(x, x.astype("float16"))
-    assert not duogpt.compare(x, numpy.where(x == x[0, 0, 0], numpy.nan, x), tolerance=1e9)
+    assert not duogpt.compare(x, numpy.where(x == x[0, 0, 0], numpy.nan, x), tolerance=0.9)
     assert "shape" in str(duogpt.compare(x, x[:1]))
     for wrong in ("word", [1j], object()):
         with pytest.raises(TypeError, match="`array`"):
             duogpt.compare(x, wrong)
+    for tolerance in (1.0, float("inf")):
+        with pytest.raises(duogpt.DuogptError, match="accepts zeros for any result"):
+            duogpt.compare(x, x, tolerance=tolerance)
+        with pytest.raises(duogpt.DuogptError, match="accepts zeros for any result"):
+            duogpt.check(port, "wanda", rtol=tolerance)
+    with pytest.raises(duogpt.DuogptError, match="`NaN` is not a tolerance"):
+        duogpt.compare(x, x, tolerance=float("nan"))
     with pytest.raises(TypeError, match="two arrays, or two dicts"):
         duogpt.compare({"a": x}, x)
     with pytest.raises(duogpt.DuogptError, match="same name"):
