@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: kernels fake-cuda gpu-on-cpu demo test check doc docs figures bench gpu install-system-packages real
+.PHONY: kernels fake-cuda gpu-on-cpu demo test python check doc docs figures bench gpu install-system-packages real
 .DEFAULT_GOAL := demo
 
 demo: install-system-packages ## prune the small model by every method and compare perplexities
@@ -19,9 +19,13 @@ test: install-system-packages ## every test; ends with the names of what was ski
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 } \
 	    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$$log"
 
+python: install-system-packages ## the Python package: lints, a wheel, its tests in a fresh virtual environment; needs PyPI
+	scripts/python.sh
+
 check: install-system-packages ## formatting, lints, documentation
 	cargo fmt --check
 	cargo fmt --check --manifest-path book/Cargo.toml
+	cargo fmt --check --manifest-path python/Cargo.toml
 	cargo clippy --release --all-targets -- -D warnings
 	cargo doc --release --no-deps
 

@@ -10,8 +10,18 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use scraper::{Html, Selector};
 
 /// Folders of the repository whose files are named in the text as code.
-const FOLDERS: [&str; 9] =
-    ["benches/", "book/", "docs/", "examples/", "fixtures/", "kernels/", "scripts/", "src/", "tests/"];
+const FOLDERS: [&str; 10] = [
+    "benches/",
+    "book/",
+    "docs/",
+    "examples/",
+    "fixtures/",
+    "kernels/",
+    "python/",
+    "scripts/",
+    "src/",
+    "tests/",
+];
 
 /// Every path of the repository that the text names as code must exist.
 ///

@@ -66,8 +66,14 @@ fn build() -> Result<PathBuf> {
     book.build()?;
 
     let mut dead = check::links_of_book(&output)?;
-    for text in ["README.md", "CHANGELOG.md", "benches/README.md", "fixtures/README.md", "kernels/README.md"]
-    {
+    for text in [
+        "README.md",
+        "CHANGELOG.md",
+        "benches/README.md",
+        "fixtures/README.md",
+        "kernels/README.md",
+        "python/README.md",
+    ] {
         dead.extend(check::links_of_text(root, Path::new(text), &output)?);
     }
     ensure!(dead.is_empty(), "{} dead links:\n{}", dead.len(), dead.join("\n"));

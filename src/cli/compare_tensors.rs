@@ -9,6 +9,7 @@ use super::CliError;
 use crate::backend::{Backend, Cpu};
 use crate::files::write_atomically;
 use crate::tensors::TensorFile;
+use crate::verify::compare::relative_tolerance;
 use crate::verify::html::page;
 use crate::verify::report::{CaseStatus, Report};
 use crate::verify::tensors::compare_files;
@@ -24,7 +25,7 @@ pub struct CompareTensorsArgs {
     found: PathBuf,
     /// Allowed difference of a value, relative to the largest entry of its tensor. The default fits two programs that
     /// compute in double precision.
-    #[arg(long, value_name = "X", default_value_t = 1e-9, value_parser = super::relative_tolerance)]
+    #[arg(long, value_name = "X", default_value_t = 1e-9, value_parser = relative_tolerance)]
     tolerance: f64,
     #[command(flatten)]
     output: ReportOutput,

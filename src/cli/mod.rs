@@ -207,17 +207,6 @@ pub(crate) fn fraction(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A tolerance relative to the largest expected entry. At 1 zeros would pass for any result.
-pub(crate) fn relative_tolerance(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(x) if (0.0..1.0).contains(&x) => Ok(x),
-        Ok(x) if x >= 1.0 => Err(format!(
-            "a tolerance of {text} accepts zeros for any result: give a number below 1, such as 1e-4"
-        )),
-        _ => Err(format!("`{text}` is not a tolerance: give a number from 0 to below 1, such as 1e-9")),
-    }
-}
-
 /// A text or a token file.
 #[derive(Args, Clone, Debug)]
 #[group(required = false, multiple = false)]

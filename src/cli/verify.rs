@@ -10,6 +10,7 @@ use super::{BackendName, CliError, IN_F32_ONLY, Precision, with_precision};
 use crate::backend::{Backend, Cpu};
 use crate::cuda::Cuda;
 use crate::linalg::Scalar;
+use crate::verify::compare::relative_tolerance;
 use crate::verify::report::{CaseStatus, FileReport, NegativeReport, Report};
 use crate::verify::vectors::{
     Case, NegativeCase, VectorError, judge_negative, judge_results, load_all, missing_results, read_results,
@@ -27,7 +28,7 @@ pub struct VerifyArgs {
     results: Option<PathBuf>,
     /// With --results, the tolerance relative to the largest entry of a row, instead of the case's own; such as 1e-4 for
     /// a port in single precision.
-    #[arg(long, value_name = "X", requires = "results", value_parser = super::relative_tolerance)]
+    #[arg(long, value_name = "X", requires = "results", value_parser = relative_tolerance)]
     rtol: Option<f64>,
     /// With --results, do not count cases without a result as failures.
     #[arg(long, requires = "results")]

@@ -45,6 +45,7 @@ pub fn usual_cause(stage: &str) -> &'static str {
             "the permutation not undone; a mask that is not applied; compensation that is not written back; the result \
              rounded to half precision"
         }
+        "call" => "a setting that the port does not know; something other than arrays by name as its result",
         "refused" => "a setting outside its range; an input that is not finite",
         _ => "no result was written for this case; the file is not what its name says",
     }

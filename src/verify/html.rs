@@ -98,7 +98,9 @@ fn section(number: usize, file: &FileReport) -> String {
     if let Some(expected) = &file.expected {
         html += &format!("<p>compared with {}</p>\n", escape(&expected.display().to_string()));
     }
-    html += &format!("<p>SHA-256 <code>{}</code></p>\n", file.sha256);
+    if !file.sha256.is_empty() {
+        html += &format!("<p>SHA-256 <code>{}</code></p>\n", file.sha256);
+    }
     html += "<table><tr><th></th><th>stage</th><th>outcome</th><th>budget used</th></tr>\n";
     let mut linked = "";
     for stage in &file.stages {

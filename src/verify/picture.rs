@@ -2,7 +2,7 @@
 
 use super::markup::escape;
 use super::report::{CaseStatus, FileReport, Outcome, Report, Stage};
-use super::vectors::{FILE, REFUSED, STAGES};
+use super::vectors::{CALL, FILE, REFUSED, STAGES};
 
 pub(super) const STYLE: &str = "
 table.picture { width: auto; border-collapse: separate; border-spacing: 2px } .picture th, .picture td { border: 0; padding: 0 .3rem }
@@ -36,8 +36,8 @@ pub(super) fn picture(report: &Report) -> String {
         return String::new();
     }
     cases.sort_by_key(|(_, file)| file.case.as_ref().map(|case| case.status)); // stable: failures first
-    // A result that is not there, or a case that is refused, fails before the first stage.
-    let names = [FILE, REFUSED].into_iter().chain(STAGES.map(|(name, ..)| name));
+    // A result that is not there, a call that raises, or a case that is refused, fails before the first stage.
+    let names = [FILE, CALL, REFUSED].into_iter().chain(STAGES.map(|(name, ..)| name));
     let shown: Vec<&str> =
         names.filter(|name| cases.iter().any(|(_, file)| shade(file, name).is_some())).collect();
     let mut html = String::from("<table class=\"picture\"><thead><tr><th></th>");

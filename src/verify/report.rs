@@ -27,7 +27,8 @@ pub struct Report {
 pub struct FileReport {
     /// The file that was checked.
     pub path: PathBuf,
-    /// Its SHA-256.
+    /// Its SHA-256; empty where arrays in memory were compared.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub sha256: String,
     /// The file it was compared with; none where the reference was run on its inputs.
     #[serde(skip_serializing_if = "Option::is_none")]

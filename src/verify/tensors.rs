@@ -1,4 +1,4 @@
-//! Two safetensors files, tensor by tensor: a recorded run and somebody's port of it.
+//! Two sets of tensors, in files or in memory, tensor by tensor: a recorded run and somebody's port of it.
 //!
 //! Tensors of equal name are compared in the order in which the algorithm makes them, so that the first that fails is
 //! the place to look. Names are those of the test vectors (`stats.hessian`, `trace.hinv_chol`, `trace.mask`,
@@ -10,13 +10,74 @@
 //!   compared where both agree on that.
 //! * All else are values.
 
+use std::path::Path;
+
 use ndarray::{Array2, Zip};
 
 use super::compare::{Processing, compare, compare_decisions};
 use super::report::{FileReport, Stage};
-use super::vectors::{Case, CaseError, Cuts, STAGES};
+use super::vectors::tensor::Contents;
+use super::vectors::{Case, CaseError, CaseTensors, Cuts, STAGES};
 use crate::model::architecture::index_of_weight;
-use crate::tensors::TensorFile;
+use crate::tensor_error::TensorError;
+use crate::tensors::{FloatType, TensorFile};
+
+/// Tensors by name, in a file or in memory.
+trait NamedTensors {
+    fn path(&self) -> &Path;
+    fn names(&self) -> impl Iterator<Item = &str>;
+    /// The shape of a tensor, if it is there.
+    fn shape(&self, name: &str) -> Option<&[usize]>;
+    /// The values of a tensor that is there, and their type where they are numbers.
+    fn values(&self, name: &str) -> Result<(Array2<f64>, Option<FloatType>), TensorError>;
+}
+
+impl NamedTensors for TensorFile {
+    fn path(&self) -> &Path {
+        TensorFile::path(self)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        TensorFile::names(self)
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.get(name).map(|info| info.shape.as_slice())
+    }
+
+    fn values(&self, name: &str) -> Result<(Array2<f64>, Option<FloatType>), TensorError> {
+        TensorFile::values(self, name)
+    }
+}
+
+/// Tensors in memory, and what they are called in errors.
+struct Arrays<'a> {
+    called: &'static str,
+    tensors: &'a CaseTensors,
+}
+
+impl NamedTensors for Arrays<'_> {
+    fn path(&self) -> &Path {
+        Path::new(self.called)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|tensor| tensor.shape.as_slice())
+    }
+
+    fn values(&self, name: &str) -> Result<(Array2<f64>, Option<FloatType>), TensorError> {
+        let tensor = &self.tensors[name];
+        let float = match tensor.contents {
+            Contents::Reals(float) => Some(float),
+            Contents::Flags | Contents::Integers => None,
+        };
+        Ok((tensor.values.clone(), float))
+    }
+}
 
 /// Compares every tensor of `found` that `expected` has too. `tolerance` is relative to the largest entry of each
 /// tensor, and for decisions to the largest score.
@@ -28,7 +89,31 @@ pub fn compare_files(
     found: &TensorFile,
     tolerance: f64,
 ) -> Result<FileReport, CaseError> {
-    let mut names: Vec<&str> = expected.names().filter(|name| found.get(name).is_some()).collect();
+    let cuts = recorded_cuts(expected)?;
+    let report = compare_named(expected, found, cuts.as_ref(), tolerance)?;
+    Ok(FileReport { sha256: found.sha256(), ..report })
+}
+
+/// [`compare_files`] for tensors in memory. How clear a decision was is not known.
+///
+/// # Errors
+/// [`CaseError`] when the two have no tensor in common.
+pub fn compare_arrays(
+    expected: &CaseTensors,
+    found: &CaseTensors,
+    tolerance: f64,
+) -> Result<FileReport, CaseError> {
+    let expected = Arrays { called: "expected", tensors: expected };
+    compare_named(&expected, &Arrays { called: "found", tensors: found }, None, tolerance)
+}
+
+fn compare_named(
+    expected: &impl NamedTensors,
+    found: &impl NamedTensors,
+    cuts: Option<&Cuts>,
+    tolerance: f64,
+) -> Result<FileReport, CaseError> {
+    let mut names: Vec<&str> = expected.names().filter(|name| found.shape(name).is_some()).collect();
     names.sort_by_key(|name| turn(name));
     if names.is_empty() {
         return Err(CaseError::Malformed {
@@ -39,33 +124,34 @@ pub fn compare_files(
             ),
         });
     }
-    let cuts = recorded_cuts(expected)?;
     let mut stages = Vec::new();
     for name in names {
-        let shapes = [expected, found].map(|file| file.info(name).map(|info| info.shape.clone()));
-        let [expected_shape, found_shape] = shapes;
-        let (expected_shape, found_shape) = (expected_shape?, found_shape?);
+        let [expected_shape, found_shape] =
+            [expected.shape(name), found.shape(name)].map(Option::unwrap_or_default);
         if expected_shape != found_shape {
-            stages.push(Stage::shapes(name, expected_shape, found_shape));
+            stages.push(Stage::shapes(name, expected_shape.to_vec(), found_shape.to_vec()));
             continue;
         }
-        stages.extend(compare_tensor(name, expected, found, cuts.as_ref(), tolerance)?);
+        stages.extend(compare_tensor(name, expected.values(name)?, found.values(name)?, cuts, tolerance));
     }
-    let only = |here: &TensorFile, there: &TensorFile| -> Vec<String> {
-        here.names()
-            .filter(|name| there.get(name).is_none())
-            .map(|name| format!("`{name}` is only in {}", here.path().display()))
-            .collect()
-    };
+    let not_compared = [only_in(expected, found), only_in(found, expected)].concat();
     Ok(FileReport {
         path: found.path().to_path_buf(),
-        sha256: found.sha256(),
+        sha256: String::new(),
         expected: Some(expected.path().to_path_buf()),
         kind: None,
         stages,
-        not_compared: [only(expected, found), only(found, expected)].concat(),
+        not_compared,
         case: None,
     })
+}
+
+/// The tensors of `here` that `there` lacks.
+fn only_in(here: &impl NamedTensors, there: &impl NamedTensors) -> Vec<String> {
+    here.names()
+        .filter(|name| there.shape(name).is_none())
+        .map(|name| format!("`{name}` is only in {}", here.path().display()))
+        .collect()
 }
 
 /// The scores and the mask of a case, where the file is one's `tensors.safetensors`.
@@ -92,12 +178,11 @@ fn turn(name: &str) -> (usize, usize, usize, &str) {
 
 fn compare_tensor(
     name: &str,
-    expected: &TensorFile,
-    found: &TensorFile,
+    (expected, expected_type): (Array2<f64>, Option<FloatType>),
+    (mut found, found_type): (Array2<f64>, Option<FloatType>),
     cuts: Option<&Cuts>,
     tolerance: f64,
-) -> Result<Vec<Stage>, CaseError> {
-    let ((expected, expected_type), (mut found, found_type)) = (expected.values(name)?, found.values(name)?);
+) -> Vec<Stage> {
     let natural: Vec<usize> = (0..expected.ncols()).collect();
     // Scores belong to the one weight of the file, as columns of processing order.
     let known = cuts.filter(|cuts| cuts.shape() == expected.dim());
@@ -107,7 +192,7 @@ fn compare_tensor(
         let margin = |row, position| if name.ends_with("mask") { of_scores(row, position) } else { None };
         let budget = Some(tolerance);
         let outcome = compare_decisions(found.view(), expected.view(), &natural, budget, margin);
-        return Ok(vec![Stage::decisions(name, outcome)]);
+        return vec![Stage::decisions(name, outcome)];
     };
     // Distances in the type that has fewer digits: in the finer one they say nothing.
     let fewer_digits = expected_type.unit_roundoff() > found_type.unit_roundoff();
@@ -120,7 +205,7 @@ fn compare_tensor(
     if !is_weight || !(has_zeros(&expected) || has_zeros(&found)) {
         let by_columns = is_weight || name.ends_with("score");
         let processing = if by_columns { Processing::Columns(&natural) } else { Processing::Rows };
-        return Ok(vec![values(name.to_string(), &found, processing)]);
+        return vec![values(name.to_string(), &found, processing)];
     }
     let order = known.map_or(natural.as_slice(), |cuts| &cuts.order);
     let zeros = |a: &Array2<f64>| a.mapv(|x| x == 0.0);
@@ -136,5 +221,5 @@ fn compare_tensor(
     if differ {
         compared.note = Some("a flipped zero changes the values to its right too".into());
     }
-    Ok(vec![Stage::decisions(format!("{name}: zeros"), outcome), compared])
+    vec![Stage::decisions(format!("{name}: zeros"), outcome), compared]
 }

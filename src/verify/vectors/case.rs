@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use ndarray::ArrayView2;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -392,24 +393,7 @@ impl Case {
     /// `input.calls` counts another number of tokens.
     pub(super) fn sequences(&self, rows: usize) -> Result<Vec<Range<usize>>, String> {
         let calls = self.tensor("input.calls").map_err(|error| error.to_string())?;
-        let mut sequences: Vec<Range<usize>> = Vec::new();
-        let end = |sequences: &[Range<usize>]| sequences.last().map_or(0, |rows| rows.end);
-        for call in calls.values.rows() {
-            let [count, tokens] = [0, 1].map(|at| call.get(at).map_or(0, |x| *x as usize));
-            let first = end(&sequences);
-            if tokens == 0 || count > (rows - first) / tokens {
-                return Err(format!(
-                    "`input.calls` counts more tokens than the {rows} rows of the activations, or a call without tokens"
-                ));
-            }
-            sequences.extend((0..count).map(|i| first + i * tokens..first + (i + 1) * tokens));
-        }
-        match end(&sequences) {
-            counted if counted == rows => Ok(sequences),
-            counted => {
-                Err(format!("`input.calls` counts {counted} tokens, the activations have {rows} rows"))
-            }
-        }
+        sequence_rows(calls.values.view(), rows).map_err(|why| format!("`input.calls` {why}"))
     }
 
     /// Every contradiction inside the case, the first one named.
@@ -555,6 +539,30 @@ impl NegativeCase {
             return Err(malformed(&path, "`tensors` contradicts tensors.safetensors"));
         }
         Ok(NegativeCase { folder: folder.to_path_buf(), document, tensors })
+    }
+}
+
+/// The rows of each sequence among `rows` rows of activations. A row of `calls` counts the sequences of one call and the
+/// tokens of each.
+///
+/// # Errors
+/// How `calls` and `rows` contradict each other.
+pub fn sequence_rows(calls: ArrayView2<f64>, rows: usize) -> Result<Vec<Range<usize>>, String> {
+    let mut sequences: Vec<Range<usize>> = Vec::new();
+    let end = |sequences: &[Range<usize>]| sequences.last().map_or(0, |rows| rows.end);
+    for call in calls.rows() {
+        let [count, tokens] = [0, 1].map(|at| call.get(at).map_or(0, |x| *x as usize));
+        let first = end(&sequences);
+        if tokens == 0 || count > (rows - first) / tokens {
+            return Err(format!(
+                "counts more tokens than the {rows} rows of the activations, or a call without tokens"
+            ));
+        }
+        sequences.extend((0..count).map(|i| first + i * tokens..first + (i + 1) * tokens));
+    }
+    match end(&sequences) {
+        counted if counted == rows => Ok(sequences),
+        counted => Err(format!("counts {counted} tokens, the activations have {rows} rows")),
     }
 }
 

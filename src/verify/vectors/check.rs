@@ -9,7 +9,7 @@ use super::case::{Case, CaseError, NegativeCase, TensorRole};
 use super::compute::{Computed, Followed, VectorError, compute};
 use super::cuts::Cuts;
 use super::judge::{Verdict, judge};
-use super::stages::{FILE, REFUSED};
+use super::stages::{CALL, FILE, REFUSED};
 use super::tensor::{CaseTensor, CaseTensors, Contents};
 use crate::backend::{BackendError, Cpu};
 use crate::linalg::Scalar;
@@ -65,7 +65,19 @@ pub fn missing_results(case: &Case, path: &Path) -> Result<FileReport, TensorErr
 /// # Errors
 /// When the case's own tensors cannot be read again.
 pub fn unreadable_results(case: &Case, path: &Path, why: String) -> Result<FileReport, TensorError> {
-    let failure = Failure { stage: FILE.into(), tensor: String::new(), place: String::new(), why };
+    without_results(case, path, FILE, why)
+}
+
+/// The report of a port that was called on the case and gave no arrays. `function` is what it is called.
+///
+/// # Errors
+/// When the case's own tensors cannot be read again.
+pub fn failed_call(case: &Case, function: &Path, why: String) -> Result<FileReport, TensorError> {
+    without_results(case, function, CALL, why)
+}
+
+fn without_results(case: &Case, path: &Path, stage: &str, why: String) -> Result<FileReport, TensorError> {
+    let failure = Failure { stage: stage.into(), tensor: String::new(), place: String::new(), why };
     let verdict = Verdict { failure: Some(failure), ..Verdict::default() };
     judged(case, verdict, path, Some(&case.folder.join(TENSORS)))
 }

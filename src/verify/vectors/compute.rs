@@ -1,5 +1,7 @@
 //! Every tensor of a case, computed from its inputs.
 
+use std::ops::Range;
+
 use ndarray::{Array1, Array2, ArrayView2, Axis, Zip, concatenate, s};
 
 use super::case::{ActivationSparsity, Case, CaseError, WandaVariant};
@@ -8,7 +10,7 @@ use super::tensor::{CaseTensor, CaseTensors};
 use crate::backend::BackendError;
 use crate::linalg::Scalar;
 use crate::reference::activation::token_threshold;
-use crate::reference::baseline::gptaq::Quantised;
+use crate::reference::baseline::gptaq::{GridConfig, Quantised};
 use crate::reference::baseline::magnitude::magnitude;
 use crate::reference::baseline::teal::{LinearHistogram, dense_tokens};
 use crate::reference::baseline::wanda::{wanda, wanda_by_share};
@@ -84,6 +86,81 @@ pub fn compute<T: Scalar, B: Inspect<T>>(
     Computation { case, backend, followed }.run()
 }
 
+/// Every tensor of SparseGPT, DuoGPT, GPTQ or GPTAQ on one linear (n x k), from the statistics of its input on.
+///
+/// `grids` are those that the kept weights are rounded to, if they are.
+///
+/// # Errors
+/// [`BackendError`]. A Hessian without a factor is none: it is the result `output.error`.
+pub fn layer_stages<T: Scalar, B: Inspect<T>>(
+    backend: &B,
+    statistics: &B::Statistics,
+    weight: ArrayView2<T>,
+    config: &PruneConfig,
+    grids: Option<&GridConfig>,
+    followed: &Followed,
+) -> Result<Computed, BackendError> {
+    config.check(weight.ncols())?;
+    let mut computed = Computed::default();
+    let read = backend.read_statistics(statistics)?;
+    let scale = T::of(config.hessian_scale);
+    computed.put("stats.hessian", CaseTensor::matrix((&read.hessian * scale).view()));
+    if let Some(residual) = &read.residual {
+        computed.put("stats.dxxt", CaseTensor::matrix((&residual.dxxt * scale).view()));
+        computed.put("stats.dxdxt", CaseTensor::vector(&residual.square_norms * scale));
+    }
+
+    let order = followed.order.as_deref();
+    if B::REFERENCE {
+        let mut ordered = in_processing_order(&read, config, order)?;
+        computed.put("trace.dead", CaseTensor::flag_vector(&ordered.dead));
+        let damped = damp_as_configured(&mut ordered.hessian, config);
+        computed.put("trace.damping", CaseTensor::vector([damped]));
+    }
+    let prepared = match backend.prepare(statistics, config, order) {
+        Err(BackendError::Prune(PruneError::Factor(FactorError::NotPositiveDefinite { .. }))) => {
+            computed.put("output.error", CaseTensor::flag_vector(&[true]));
+            return Ok(computed);
+        }
+        Err(reason @ BackendError::Unsupported { .. }) => {
+            computed.stopped = Some(reason.to_string());
+            return Ok(computed);
+        }
+        other => other?,
+    };
+    let trace = backend.trace(statistics, &prepared)?;
+    computed.put("trace.perm", CaseTensor::positions(&trace.order));
+    if order.is_some() {
+        let found = in_processing_order(&read, config, None)?;
+        computed.decided.insert("trace.perm".into(), CaseTensor::positions(&found.order));
+    }
+    let a = read.residual.as_ref().map(|r| r.square_norms.select(Axis(0), &trace.order) * scale);
+    put_factor(&mut computed, &trace, a, config);
+
+    let mask = followed.mask.as_ref().map(|mask| mask.view());
+    let (pruned, quantised, loop_trace) = match grids {
+        Some(_) if !B::REFERENCE => {
+            let reason = BackendError::Unsupported { what: "round weights to grids" };
+            computed.stopped = Some(reason.to_string());
+            return Ok(computed);
+        }
+        None => {
+            let (pruned, traced) = backend.prune_traced(&prepared, weight, mask)?;
+            (pruned, None, traced)
+        }
+        Some(grids) => {
+            let codes = followed.codes.as_ref().map(|codes| codes.view());
+            let (quantised, traced) = backend.quantise_traced(&prepared, weight, grids, mask, codes)?;
+            (quantised.pruned.clone(), Some(quantised), Some(traced))
+        }
+    };
+    if let Some(quantised) = &quantised {
+        put_grid(&mut computed, quantised, &trace.order);
+    }
+    put_loop(&mut computed, &pruned, loop_trace, &trace.order, config);
+    Ok(computed)
+}
+
 /// The mask that these scores ask for, block by block (group by group for N:M); both in processing order.
 fn decide<T: Scalar>(score: ArrayView2<T>, config: &PruneConfig) -> Array2<bool> {
     let mut mask = Array2::from_elem(score.dim(), false);
@@ -117,7 +194,7 @@ impl<B> Computation<'_, B> {
     }
 
     /// The rows of each sequence, in order.
-    fn sequences(&self, rows: usize) -> Result<Vec<std::ops::Range<usize>>, VectorError> {
+    fn sequences(&self, rows: usize) -> Result<Vec<Range<usize>>, VectorError> {
         self.case.sequences(rows).map_err(|detail| self.malformed(detail))
     }
 
@@ -157,74 +234,10 @@ impl<B> Computation<'_, B> {
         let weight: Array2<T> = self.input("input.weight")?;
         let k = weight.ncols();
         self.expect_columns("input.weight", k)?;
-        config.check(k).map_err(|e| self.refused(e))?;
-        let mut computed = Computed::default();
-
         let with_residual = matches!(kind, Kind::DuoGpt | Kind::Gptaq);
         let statistics = self.statistics::<T>(k, with_residual)?;
-        let read = self.backend.read_statistics(&statistics).map_err(|e| self.refused(e))?;
-        let scale = T::of(config.hessian_scale);
-        computed.put("stats.hessian", CaseTensor::matrix((&read.hessian * scale).view()));
-        if let Some(residual) = &read.residual {
-            computed.put("stats.dxxt", CaseTensor::matrix((&residual.dxxt * scale).view()));
-            computed.put("stats.dxdxt", CaseTensor::vector(&residual.square_norms * scale));
-        }
-
-        let followed = self.followed.order.as_deref();
-        if B::REFERENCE {
-            let mut ordered = in_processing_order(&read, &config, followed).map_err(|e| self.refused(e))?;
-            computed.put("trace.dead", CaseTensor::flag_vector(&ordered.dead));
-            let damped = damp_as_configured(&mut ordered.hessian, &config);
-            computed.put("trace.damping", CaseTensor::vector([damped]));
-        }
-        let prepared = match self.backend.prepare(&statistics, &config, followed) {
-            Err(BackendError::Prune(PruneError::Factor(FactorError::NotPositiveDefinite { .. }))) => {
-                computed.put("output.error", CaseTensor::flag_vector(&[true]));
-                return Ok(computed);
-            }
-            Err(reason @ BackendError::Unsupported { .. }) => {
-                computed.stopped = Some(reason.to_string());
-                return Ok(computed);
-            }
-            other => other.map_err(|e| self.refused(e))?,
-        };
-        let trace = self.backend.trace(&statistics, &prepared).map_err(|e| self.refused(e))?;
-        computed.put("trace.perm", CaseTensor::positions(&trace.order));
-        if followed.is_some() {
-            let found = in_processing_order(&read, &config, None).map_err(|e| self.refused(e))?;
-            computed.decided.insert("trace.perm".into(), CaseTensor::positions(&found.order));
-        }
-        let a = read.residual.as_ref().map(|r| r.square_norms.select(Axis(0), &trace.order) * scale);
-        put_factor(&mut computed, &trace, a, &config);
-
-        let followed_mask = self.followed.mask.as_ref().map(|mask| mask.view());
-        let (pruned, quantised, loop_trace) = match &grids {
-            Some(_) if !B::REFERENCE => {
-                let reason = BackendError::Unsupported { what: "round weights to grids" };
-                computed.stopped = Some(reason.to_string());
-                return Ok(computed);
-            }
-            None => {
-                let (pruned, traced) = self
-                    .backend
-                    .prune_traced(&prepared, weight.view(), followed_mask)
-                    .map_err(|e| self.refused(e))?;
-                (pruned, None, traced)
-            }
-            Some(grids) => {
-                let codes = self.followed.codes.as_ref().map(|codes| codes.view());
-                let (quantised, traced) = self
-                    .backend
-                    .quantise_traced(&prepared, weight.view(), grids, followed_mask, codes)
-                    .map_err(|e| self.refused(e))?;
-                (quantised.pruned.clone(), Some(quantised), Some(traced))
-            }
-        };
-        if let Some(quantised) = &quantised {
-            put_grid(&mut computed, quantised, &trace.order);
-        }
-        put_loop(&mut computed, &pruned, loop_trace, &trace.order, &config);
-        Ok(computed)
+        layer_stages(self.backend, &statistics, weight.view(), &config, grids.as_ref(), self.followed)
+            .map_err(|e| self.refused(e))
     }
 
     /// The running statistics, sequence by sequence.

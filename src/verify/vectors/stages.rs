@@ -27,6 +27,9 @@ pub(in crate::verify) const STAGES: [(&str, SliceBy, &[&str]); 18] = [
 /// Where a result fails that cannot be read, or is not there.
 pub(in crate::verify) const FILE: &str = "file";
 
+/// Where a function fails that raises, or returns no arrays.
+pub(in crate::verify) const CALL: &str = "call";
+
 /// Where a case fails that the algorithm refuses.
 pub(in crate::verify) const REFUSED: &str = "refused";
 
