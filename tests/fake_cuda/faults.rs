@@ -90,6 +90,7 @@ const FAULTS: &[(Run, &str, &str)] = &[
     (Case, "split_f32:2:9-1", "first failing stage: statistics, stats.hessian"),
     (Case, "add_squares:1:3-1", "first failing stage: statistics, stats.dxdxt"),
     (Case, "get_diagonal:1:2-1", "the factor has a value that is not finite"),
+    (Case, "set_diagonal:1:2-1", "the Hessian is not positive definite"),
     (Case, "permute_both:1:4=0", "first failing stage: factor, trace.hinv_chol"),
     (Case, "reverse_upper:1:0~1", "the pruned weight has a value that is not finite"),
     (Case, "reverse_upper:1:2+1", "out of bounds"),

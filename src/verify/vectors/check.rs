@@ -174,20 +174,23 @@ fn compute_and_compare<T: Scalar, B: Inspect<T>>(
         case: None,
     };
     let kind = case.document.algorithm;
+    let mut refused = None;
     if let Some(reason) = B::unsupported(kind) {
         report.not_compared.push(reason.into());
     } else if kind == Kind::Teal {
         report.not_compared.push("a value at the edge of a bin may round into the next: f64 only".into());
     } else {
         let single = if B::REFERENCE { Vec::new() } else { verify_case::<T, _>(case, &Cpu)?.stages };
-        Rounded::new::<T, B>(case, backend, single)?.stages(&mut report);
+        let rounded = Rounded::new::<T, B>(case, backend, single)?;
+        rounded.stages(&mut report);
+        refused = rounded.refused();
     }
     let failed = report.stages.iter().find(|stage| !stage.passed).map(|stage| {
         let (name, tensor) = stage.name.split_once(": ").unwrap_or((&stage.name, ""));
         let why = stage.summary();
         Failure { stage: name.into(), tensor: tensor.into(), place: String::new(), why }
     });
-    report.case = Some(facts(case, failed));
+    report.case = Some(facts(case, failed.or(refused)));
     Ok(report)
 }
 
@@ -222,6 +225,15 @@ impl<'a> Rounded<'a> {
         }
         let budgets = Budgets::new::<T>(case, &order)?;
         Ok(Rounded { case, precision: FloatType::of_scalar::<T>(), computed, budgets, order, score, single })
+    }
+
+    /// That the backend finds no factor of a Hessian that has one.
+    fn refused(&self) -> Option<Failure> {
+        let named = |tensors: &CaseTensors| tensors.contains_key("output.error");
+        let wrong =
+            named(&self.computed.tensors) && !named(&self.case.tensors) && self.budgets.factored.is_some();
+        let why = self.computed.stopped.clone().filter(|_| wrong)?;
+        Some(Failure { stage: REFUSED.into(), tensor: String::new(), place: String::new(), why })
     }
 
     fn stages(&self, report: &mut FileReport) {

@@ -64,7 +64,7 @@ pub struct Computed {
     pub decided: CaseTensors,
     /// W_j at its turn, before it was rounded (n x k), processing order.
     pub target: Option<Array2<f64>>,
-    /// What the backend cannot do, so that nothing follows.
+    /// Why nothing follows: what the backend cannot do, or that H has no factor.
     pub stopped: Option<String>,
 }
 
@@ -118,8 +118,9 @@ pub fn layer_stages<T: Scalar, B: Inspect<T>>(
         computed.put("trace.damping", CaseTensor::vector([damped]));
     }
     let prepared = match backend.prepare(statistics, config, order) {
-        Err(BackendError::Prune(PruneError::Factor(FactorError::NotPositiveDefinite { .. }))) => {
+        Err(BackendError::Prune(PruneError::Factor(reason @ FactorError::NotPositiveDefinite { .. }))) => {
             computed.put("output.error", CaseTensor::flag_vector(&[true]));
+            computed.stopped = Some(reason.to_string());
             return Ok(computed);
         }
         Err(reason @ BackendError::Unsupported { .. }) => {
