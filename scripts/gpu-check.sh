@@ -69,7 +69,8 @@ fi
 
 peer=$results/$date-peer.json
 if [ -n "$name" ] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
-    step "the original's operations in PyTorch" "$python" benches/peer/peer.py --case fixtures/vectors/v1/duogpt/basic --output "$peer"
+    step "the original's operations in PyTorch" "$python" benches/peer/peer.py --case fixtures/vectors/v1/duogpt/basic \
+        --output "$peer" --only "$@"
 else
     printf '\nskipped: the ratios to PyTorch (%s has no PyTorch that sees a device)\n' "$python"
 fi

@@ -230,6 +230,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of one sequence")
     parser.add_argument("--sequences", type=int, nargs="*", default=[1, 16, 128], help="for the statistics of the smallest model")
     parser.add_argument("--widths", type=int, nargs="*", help="square layers of these sizes instead of the models'")
+    parser.add_argument("--only", nargs="*", metavar="TEXT", help="time only the cases whose name contains one of these")
     parser.add_argument("--least-seconds", type=float, default=1.0, help="to repeat each operation for")
     arguments = parser.parse_args()
 
@@ -255,6 +256,8 @@ def main():
     seconds, spread = {}, {}
 
     def measure(case, run):
+        if arguments.only and not any(text in case for text in arguments.only):
+            return
         try:
             seconds[case], spread[case] = clock.measure(run)
         except torch.cuda.OutOfMemoryError:
